@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ from lisa.common.errors import LisaError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-# Writers in other languages hide the error number: safetensors (Rust) prints it, torch's zip writer only says it failed.
+# Writers in other languages hide the error number: safetensors prints it, torch's zip writer only says it failed.
 _FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed", "unexpected pos")
 
 
@@ -147,6 +148,8 @@ def _explain(error: Exception, path: Path) -> LisaError | None:
             f"no space left on the disk while writing {str(path)!r} ({_free_space(path)} free)",
             "What was there before is still whole. Free some space, or write elsewhere, and start again",
         )
+    if isinstance(error, OSError) and error.filename and not _near(Path(str(error.filename)), path):
+        return None  # the block stumbled over some other file: not ours to explain
     if number in _FORBIDDEN:
         return LisaError(
             f"not allowed to write {str(path)!r} ({os.strerror(number)})", "Choose a folder that you may write to"
@@ -160,6 +163,12 @@ def _explain(error: Exception, path: Path) -> LisaError | None:
             f"cannot write {str(path)!r}: a folder stands where a file is needed", "Move it away, or write elsewhere"
         )
     return None
+
+
+def _near(name: Path, target: Path) -> bool:
+    """Is ``name`` the target, its temporary stand-in (or inside it), or one of the folders above?"""
+    name, target = name.absolute(), target.absolute()
+    return name in target.parents or name == target or target.parent in name.parents
 
 
 def _free_space(path: Path) -> str:
@@ -200,7 +209,7 @@ def _owner() -> str:
 
 def _remove_abandoned(target: Path) -> None:
     """Delete what killed processes of this machine left of earlier attempts at ``target``: checkpoints are large."""
-    for leftover in target.parent.glob(f"{_owner()}*-{target.name}"):
+    for leftover in target.parent.glob(f"{_owner()}*-{glob.escape(target.name)}"):
         pid = leftover.name.removeprefix(_owner()).split("-", 1)[0]
         if leftover.is_dir() and pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(leftover, ignore_errors=True)

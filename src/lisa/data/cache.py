@@ -1,0 +1,181 @@
+"""Arrays computed once and kept on disk: latents, text embeddings.
+
+One folder per key, one ``.npy`` per array. An array grows row by row in a ``.partial`` file, which is renamed when it is
+complete: a killed run goes on where it stopped, and a reader never sees half an array. Rows are written, not mapped,
+because a full disk under a writable memory map kills the process instead of raising an error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lisa.common.errors import LisaError
+from lisa.common.files import explain_disk_errors, read_json, write_json
+from lisa.data.samples import content_hash
+
+#: Computes rows ``rows.start`` to ``rows.stop`` of an array; called in order, without gaps.
+Build = Callable[[slice], ArrayLike]
+
+
+def cache_key(**parts: Any) -> str:
+    """The key of a cache from everything that affects its content, and nothing else.
+
+    Example:
+        ``cache_key(vae=vae_hash, images=source.part_fingerprint("image"), transform=transform.fingerprint)``
+    """
+    return content_hash("cache", parts)
+
+
+class ArrayCache:
+    """Memory-mapped arrays in ``root/key``.
+
+    Args:
+        root: the folder of all caches.
+        key: from :func:`cache_key`; two caches with the same key hold the same content.
+        about: what the key was made from, written to ``about.json`` for people who look into the folder.
+    """
+
+    def __init__(self, root: str | Path, key: str, about: Mapping[str, Any] | None = None) -> None:
+        _check_name("cache key", key)
+        self.folder = Path(root) / key
+        self.key = key
+        self._about = dict(about or {})
+
+    def is_complete(self, name: str) -> bool:
+        """Has the array ``name`` been built to its end?"""
+        return self._path(name).is_file()
+
+    def done(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> int:
+        """How many rows of the array are there, complete or not."""
+        if self.is_complete(name):
+            return shape[0]
+        return _whole_rows(self._partial(name), shape, np.dtype(dtype))
+
+    def get_or_build(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, build: Build, *, chunk: int = 64
+    ) -> NDArray[Any]:
+        """The array, read-only and memory-mapped; what is missing of it is built first.
+
+        Under several processes let one of them build while the others wait, then call it in all of them.
+
+        Args:
+            name: the array's name, also its file's.
+            shape: of the whole array; the first axis counts samples.
+            dtype: any fixed-size numpy type.
+            build: gives the rows of a slice, shaped ``(stop - start, *shape[1:])``.
+            chunk: rows per call of ``build``. A killed run loses at most one chunk.
+
+        Raises:
+            LisaError: ``build`` gave another shape, the stored array has another one, or the disk is full.
+        """
+        if chunk < 1:
+            raise LisaError(f"chunk is {chunk}, it must be at least 1")
+        kind = np.dtype(dtype)
+        if not self.is_complete(name):
+            with explain_disk_errors(self._path(name)):
+                self._grow(name, shape, kind, build, chunk)
+        return self.load(name, shape, kind)
+
+    def load(self, name: str, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """A complete array, read-only and memory-mapped.
+
+        Raises:
+            LisaError: it is not there, is damaged, or is not of the shape and type expected.
+        """
+        path = self._path(name)
+        if not path.is_file():
+            raise LisaError(f"the cache {str(self.folder)!r} holds no complete array {name!r}", "Build it first")
+        again = f"Delete {str(self.folder)!r} to have it built again"
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r" if _has_bytes(shape) else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise LisaError(f"the cached array {str(path)!r} cannot be read ({error})", again) from None
+        wrong_shape = shape is not None and array.shape != tuple(shape)
+        if wrong_shape or (dtype is not None and array.dtype != np.dtype(dtype)):
+            expected = f"{tuple(shape) if shape is not None else ''} {np.dtype(dtype) if dtype is not None else ''}"
+            raise LisaError(
+                f"the cached array {str(path)!r} is {array.shape} {array.dtype}, expected {expected.strip()}", again
+            )
+        return array
+
+    def _grow(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], build: Build, chunk: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_about()
+        partial, header = self._partial(name), _header(shape, dtype)
+        row_bytes = _row_bytes(shape, dtype)
+        start = _whole_rows(partial, shape, dtype)
+        with partial.open("r+b" if start else "wb") as file:
+            if start:
+                file.truncate(len(header) + start * row_bytes)  # drop a row that was cut in the middle
+                file.seek(0, os.SEEK_END)
+            else:
+                file.write(header)
+            for first in range(start, shape[0], chunk):
+                rows = slice(first, min(first + chunk, shape[0]))
+                values = np.ascontiguousarray(build(rows), dtype=dtype)
+                if values.shape != (rows.stop - rows.start, *shape[1:]):
+                    raise LisaError(
+                        f"rows {rows.start} to {rows.stop} of the cached array {name!r} came as {values.shape}, "
+                        f"expected {(rows.stop - rows.start, *shape[1:])}"
+                    )
+                file.write(values.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, self._path(name))
+
+    def _write_about(self) -> None:
+        about = self.folder / "about.json"
+        if self._about and not about.exists():
+            write_json(about, self._about)
+
+    def about(self) -> dict[str, Any]:
+        """What the key was made from, if it was written down."""
+        path = self.folder / "about.json"
+        return dict(read_json(path)) if path.is_file() else {}
+
+    def _path(self, name: str) -> Path:
+        _check_name("array name", name)
+        return self.folder / f"{name}.npy"
+
+    def _partial(self, name: str) -> Path:
+        return self._path(name).with_suffix(".npy.partial")
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name or any(c in name for c in "/\\") or name.startswith("."):
+        raise LisaError(f"{name!r} cannot be a {what}", "Use letters, digits, '-', '_' and '.'")
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """The head of an ``.npy`` file of this shape: its length also tells how many rows follow it."""
+    head = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_2_0(head, fields)
+    return head.getvalue()
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+
+def _whole_rows(partial: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Complete rows in a partial file; none if it was started for another shape or type."""
+    header, row_bytes = _header(shape, dtype), _row_bytes(shape, dtype)
+    if not partial.is_file() or not row_bytes:
+        return 0
+    with partial.open("rb") as file:
+        if file.read(len(header)) != header:
+            return 0
+    return min((partial.stat().st_size - len(header)) // row_bytes, shape[0])
+
+
+def _has_bytes(shape: tuple[int, ...] | None) -> bool:
+    """An empty file cannot be memory-mapped."""
+    return shape is None or 0 not in shape

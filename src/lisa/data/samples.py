@@ -1,0 +1,133 @@
+"""What a data set gives: samples, and the protocol that every source of them follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lisa.common.errors import LisaError
+
+ByteArray = NDArray[np.uint8]
+#: What a cached array may depend on: the pictures, the conditions, or the captions of a source.
+Part = Literal["image", "condition", "caption"]
+PARTS: tuple[Part, ...] = ("image", "condition", "caption")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training or evaluation example.
+
+    Attributes:
+        key: a stable name, unique within its source (for folders the relative path without its suffix).
+        image: uint8 (H, W, 3).
+        condition: uint8 (H, W, 3), or None where the source has none.
+        caption: the words; may be empty.
+        truth: exact knowledge about the picture that evaluation uses (procedural scenes have it), or None.
+    """
+
+    key: str
+    image: ByteArray
+    condition: ByteArray | None
+    caption: str
+    truth: Mapping[str, Any] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to samples; the same index always gives the same sample."""
+
+    @property
+    def name(self) -> str:
+        """What to call the source in messages and records."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The key of every sample, in order, without loading any picture."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes if and only if something that affects the samples does."""
+
+    def part_fingerprint(self, part: Part) -> str:
+        """The same for one part of the samples: latents depend on the images, not on the captions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample; raises LisaError where it cannot be read, IndexError past the end."""
+
+
+@runtime_checkable
+class HasCaptions(Protocol):
+    """A source that knows its captions without loading any picture (text embeddings are cached from them)."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The caption of every sample, in order."""
+
+
+def captions_of(source: Source) -> list[str]:
+    """The captions of a source, without decoding pictures where it can do so."""
+    return list(source.captions) if isinstance(source, HasCaptions) else [s.caption for s in iterate(source)]
+
+
+def iterate(source: Source) -> Iterator[Sample]:
+    """All samples of a source in order."""
+    return (source[i] for i in range(len(source)))
+
+
+class Subset:
+    """Some samples of a source, as a source. ``indices`` are positions in ``parent``."""
+
+    def __init__(self, parent: Source, indices: Sequence[int]) -> None:
+        outside = [i for i in indices if not 0 <= i < len(parent)]
+        if outside:
+            raise LisaError(f"{parent.name} has {len(parent)} samples, there is no sample {outside[0]}")
+        self.parent = parent
+        self.indices = [int(i) for i in indices]
+
+    @property
+    def name(self) -> str:
+        """The parent's name and the number of samples taken."""
+        return f"{self.parent.name} ({len(self.indices)} of {len(self.parent)})"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the samples taken, in the order taken."""
+        keys = self.parent.keys
+        return [keys[i] for i in self.indices]
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of the samples taken."""
+        if isinstance(self.parent, HasCaptions):
+            captions = self.parent.captions
+            return [captions[i] for i in self.indices]
+        return [self.parent[i].caption for i in self.indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on the parent and on which samples are taken."""
+        return content_hash("subset", self.parent.fingerprint, self.indices)
+
+    def part_fingerprint(self, part: Part) -> str:
+        """The same for one part of the samples."""
+        return content_hash("subset", self.parent.part_fingerprint(part), self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.parent[self.indices[index]]
+
+
+def content_hash(*values: Any, length: int = 20) -> str:
+    """A short hexadecimal hash of plain values (numbers, strings, lists, mappings; mappings in any order)."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
