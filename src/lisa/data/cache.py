@@ -1,8 +1,8 @@
 """Arrays computed once and kept on disk: latents, text embeddings.
 
-One folder per key, one ``.npy`` per array. An array grows row by row in a ``.partial`` file, which is renamed when it is
-complete: a killed run goes on where it stopped, and a reader never sees half an array. Rows are written, not mapped,
-because a full disk under a writable memory map kills the process instead of raising an error.
+One folder per key, one ``.npy`` per array. An array grows row by row in a ``.partial`` file, which is renamed when it
+is complete: a killed run goes on where it stopped, and a reader never sees half an array. Rows are written, not
+mapped, because a full disk under a writable memory map kills the process instead of raising an error.
 """
 
 from __future__ import annotations

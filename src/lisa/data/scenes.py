@@ -8,6 +8,7 @@ ambiguity, and :func:`label_by_colour` can read a segmentation back from a gener
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Scene:
         """The scene in words, nearest shape first."""
         near_first = list(reversed(self.shapes))
         words = f"a {near_first[0].size} {near_first[0].colour} {near_first[0].kind}"
-        for front, behind in zip(near_first, near_first[1:], strict=False):
+        for front, behind in itertools.pairwise(near_first):
             gap = math.hypot(front.x - behind.x, front.y - behind.y)
             relation = "in front of" if gap < front.radius + behind.radius else "and"
             words += f" {relation} a {behind.size} {behind.colour} {behind.kind}"
