@@ -1,0 +1,290 @@
+"""Likelihood score alignment: feature taps, decoders and loss as one module (arXiv 2606.27192)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lisa.common.errors import LisaError, choose
+from lisa.core.decoder import LikelihoodDecoder
+from lisa.core.feature_tap import TAPS, FeatureTap
+from lisa.core.layers import DryRun, given_strides, layer_sizes, resolve_path, same_randomness, unwrapped
+from lisa.core.residual import (
+    NoiseLevelWeighting,
+    SignalToNoise,
+    likelihood_residual,
+    make_weighting,
+    sample_sums,
+    widened,
+)
+from lisa.core.terms import AlignmentTerms, idle_terms
+
+REFERENCE_WEIGHT = 0.2
+
+
+class LikelihoodAligner(nn.Module):
+    """Asks a decoder to read the likelihood score off the side network's features.
+
+    Made by :func:`attach`. Its parameters are the decoders' only: give them to the optimiser. The side network is not
+    a submodule. ``weight`` may be set at any time; at 0 nothing is caught, nothing computed, and no prior is needed.
+
+    Args:
+        taps: by layer name, where features are caught.
+        decoders: for each tap a module ``decoder(feature, timesteps, (H, W), x_t) -> (B, C, H, W)``. With no tap and no
+            decoder the aligner is idle for good.
+        weight: of the alignment in the loss, 0 or more.
+        weighting: by noise level; plain by default.
+
+    Raises:
+        LisaError: taps and decoders that do not match, a weight that is negative or not a number.
+    """
+
+    def __init__(
+        self,
+        taps: Mapping[str, FeatureTap],
+        decoders: Mapping[str, nn.Module],
+        *,
+        weight: float = REFERENCE_WEIGHT,
+        weighting: NoiseLevelWeighting | None = None,
+    ) -> None:
+        super().__init__()
+        if list(taps) != list(decoders):
+            raise LisaError(f"taps {list(taps)} and decoders {list(decoders)} do not match", "Give one decoder per tap")
+        self._taps = dict(taps)
+        self._keys = _module_keys(decoders)
+        self.decoders = nn.ModuleDict({self._keys[layer]: decoder for layer, decoder in decoders.items()})
+        self.weighting = weighting if weighting is not None else make_weighting("plain")
+        self._removed = False
+        self._weight = 0.0
+        self.weight = weight
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the tapped layers, as they were given."""
+        return tuple(self._taps)
+
+    @property
+    def weight(self) -> float:
+        """Weight of the alignment in the loss; 0 puts the aligner to sleep."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        value = check_weight(value)
+        if value > 0 and not self._taps:
+            raise LisaError(
+                f"the alignment weight cannot become {value}: it was 0 when attached, so there is no decoder",
+                "Attach it with a positive weight; set weight to 0 afterwards while it should rest",
+            )
+        self._weight = value
+        for tap in self._taps.values():
+            if tap.enabled != (value > 0):
+                tap.enabled = value > 0
+
+    def forward(
+        self,
+        target: Tensor,
+        prior: Tensor | None,
+        timesteps: Tensor,
+        *,
+        x_t: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> AlignmentTerms:
+        """Alignment of the features caught in the last forward of the side network.
+
+        ``loss = weight * mean over layers and samples of [w(t) * sample_weight * mse(decoder(f, t), target - prior)]``,
+        in fp32 also under autocast. Never synchronises the device. Under ``no_grad`` no running estimate learns.
+
+        Args:
+            target: (B, C, H, W), what the model is trained to predict.
+            prior: same shape, the frozen main network's prediction on the same x_t, t and text without control. May be
+                None while ``weight`` is 0.
+            timesteps: (B,), 0 to 1000 whatever the model counts (a process's ``decoder_time``), or one number for all.
+            x_t: (B, C, H, W), for decoders that take it.
+            sample_weight: (B,), multiplies each sample's loss (the mean stays over all samples); not in R2.
+
+        Raises:
+            LisaError: no feature was caught or it was read already, shapes that do not fit, or a removed aligner.
+
+        Example:
+            >>> terms = aligner(target=noise, prior=prior, timesteps=t)
+            >>> loss = mse(controlled, noise) + terms.loss
+        """
+        if self._removed:
+            raise LisaError("the aligner has been removed from its side network", "Attach a new one")
+        # At weight 0 only a pass inside observing() can have left features behind.
+        if not self._taps or (self._weight == 0 and not all(tap.waiting for tap in self._taps.values())):
+            return idle_terms(target, prior)
+        if prior is None:
+            raise LisaError(
+                "the alignment needs the prior", "Pass the main network's prediction without control as prior="
+            )
+        features = {layer: tap.read() for layer, tap in self._taps.items()}
+        with torch.autocast(target.device.type, enabled=False):
+            return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight)
+
+    def _terms(
+        self,
+        features: dict[str, Tensor],
+        residual: Tensor,
+        timesteps: Tensor,
+        x_t: Tensor | None,
+        sample_weight: Tensor | None,
+    ) -> AlignmentTerms:
+        batch = residual.shape[0]
+        timesteps = _per_sample(timesteps, batch, "timesteps")
+        learning = self.training and torch.is_grad_enabled()
+        factor = self.weighting(residual, timesteps, learning).detach()
+        if sample_weight is not None:
+            factor = factor * _per_sample(sample_weight, batch, "sample_weight").to(factor)
+        decoded = {layer: self._decode(layer, feature, residual, timesteps, x_t) for layer, feature in features.items()}
+        errors = {layer: sample_sums(score - residual) for layer, score in decoded.items()}
+        error = torch.stack(list(errors.values())).mean(dim=0)
+        energy = sample_sums(residual)
+        alignment = (factor * error).mean() / residual[0].numel()
+        return AlignmentTerms(
+            loss=self._weight * alignment,
+            alignment=alignment.detach(),
+            r2=1 - error.detach().sum() / energy.sum(),
+            decoded={layer: score.detach() for layer, score in decoded.items()},
+            residual=residual,
+            squared_error=error.detach(),
+            squared_residual=energy,
+            by_layer={layer: 1 - layer_error.detach().sum() / energy.sum() for layer, layer_error in errors.items()},
+        )
+
+    def _decode(self, layer: str, feature: Tensor, residual: Tensor, timesteps: Tensor, x_t: Tensor | None) -> Tensor:
+        if feature.shape[0] != residual.shape[0]:
+            raise LisaError(
+                f"the feature of layer {layer!r} is of {feature.shape[0]} samples, the target of {residual.shape[0]}",
+                "Run the side network on exactly the samples that the aligner is called with",
+            )
+        size = (residual.shape[-2], residual.shape[-1])
+        score: Tensor = self.decoders[self._keys[layer]](feature, timesteps, size, x_t)
+        if score.shape != residual.shape:
+            raise LisaError(
+                f"the decoder of layer {layer!r} gives {tuple(score.shape)}, the target is {tuple(residual.shape)}",
+                "Attach with out_channels= the number of channels of the target",
+            )
+        return widened(score)
+
+    @contextmanager
+    def observing(self) -> Iterator[LikelihoodAligner]:
+        """Inside, forwards of the side network are caught in eval mode and without gradients too.
+
+        For held-out readings. Works at weight 0 as well.
+
+        Example:
+            >>> with torch.no_grad(), aligner.observing():
+            ...     controlled = predict(batch)
+            ...     terms = aligner(target, prior, t)
+        """
+        with ExitStack() as stack:
+            for tap in self._taps.values():
+                stack.enter_context(tap.observing())
+            yield self
+
+    def remove(self) -> None:
+        """Take every hook off the side network, which is then exactly as it was. Harmless when repeated."""
+        self._removed = True
+        for tap in self._taps.values():
+            tap.remove()
+
+
+def attach(
+    side_network: nn.Module,
+    layer: str | Sequence[str],
+    *,
+    out_channels: int,
+    names: Mapping[str, str] | None = None,
+    stride: int | Sequence[int] | None = None,
+    dry_run: DryRun | None = None,
+    weight: float = REFERENCE_WEIGHT,
+    weighting: str = "plain",
+    tap: str = "input",
+    x_t_channels: int = 0,
+    snr: SignalToNoise | None = None,
+    prediction: str = "epsilon",
+) -> LikelihoodAligner:
+    """Attach an aligner to a side network. Every parameter is built on return, on the side network's device, in fp32.
+
+    The global random generators are left as they were: an arm with an aligner sees the same draws as one without.
+
+    Args:
+        side_network: the network that learns; wrapped by DDP or ``torch.compile`` also does.
+        layer: the layer to align, or several: a name from ``names``, or the dotted path of any module.
+        out_channels: channels of the model's target (4 for Stable Diffusion).
+        names: friendly layer names and the dotted paths they stand for.
+        stride: of the layer's feature against the latent, a power of two; one number, or one per layer. Measured by
+            ``dry_run`` where not given.
+        dry_run: runs one forward of the side network and returns the (height, width) of its latent. Run at most once,
+            in eval mode and without gradients; random state, modes and buffers are put back.
+        weight: of the alignment in the loss. At 0 there is no decoder and no hook, and there never will be.
+        weighting: by noise level: ``plain`` (the reference), ``normalised``, ``min-snr``.
+        tap: the ``input`` or the ``output`` of the layer.
+        x_t_channels: give the decoder the noisy latent of that many channels too; for side networks that do not see it.
+        snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it.
+        prediction: what the model predicts, for weightings that need it.
+
+    Raises:
+        LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride or
+            channels from, an impossible stride, unknown weighting or tap, a bad weight.
+
+    Example:
+        >>> aligner = attach(network, "mid", out_channels=4, names={"mid": "controlnet_mid_block"}, stride=8)
+        >>> optimiser = torch.optim.AdamW([*network.parameters(), *aligner.parameters()])
+    """
+    network = unwrapped(side_network)
+    names = names or {}
+    layers = [layer] if isinstance(layer, str) else list(layer)
+    if not layers or len(set(layers)) < len(layers):
+        raise LisaError(f"cannot align the layers {layers}", "Name at least one layer, and each once")
+    paths = {name: resolve_path(network, name, names) for name in layers}
+    choose("tap", tap, TAPS)
+    check_weight(weight)
+    chosen_weighting = make_weighting(weighting, snr=snr, prediction=prediction)
+    strides = given_strides(layers, stride)
+    if weight == 0:
+        return LikelihoodAligner({}, {}, weight=0.0, weighting=chosen_weighting)
+    sizes = layer_sizes(network, paths, tap, strides, dry_run)
+    parameter = next(network.parameters(), torch.zeros(()))
+    with same_randomness(network):
+        decoders = {
+            name: LikelihoodDecoder(channels, out_channels, int(math.log2(size)), x_t_channels=x_t_channels)
+            for name, (channels, size) in sizes.items()
+        }
+    taps = {name: FeatureTap(network, path, tap, name=name) for name, path in paths.items()}
+    aligner = LikelihoodAligner(taps, decoders, weight=weight, weighting=chosen_weighting)
+    return aligner.to(parameter.device)
+
+
+def check_weight(value: float) -> float:
+    """``value`` as a float.
+
+    Raises:
+        LisaError: it is negative, infinite or not a number.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise LisaError(f"an alignment weight of {value}", "Give 0 or a positive number; the reference is 0.2")
+    return float(value)
+
+
+def _module_keys(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """A legal and unique ModuleDict key for each layer name: no dots, no name of one of ModuleDict's own attributes."""
+    keys: dict[str, str] = {}
+    for layer in layers:
+        key = layer.replace(".", "_")
+        while key in keys.values() or hasattr(nn.ModuleDict, key):
+            key += "_"
+        keys[layer] = key
+    return keys
+
+
+def _per_sample(values: Tensor, batch: int, name: str) -> Tensor:
+    if values.shape not in ((), (1,), (batch,)):
+        raise LisaError(f"{name} of shape {tuple(values.shape)} for {batch} samples", "Give one number per sample")
+    return values.expand(batch)
