@@ -1,0 +1,1 @@
+"""Samples, sources, paired transforms, conditions and caches."""

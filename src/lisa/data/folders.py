@@ -87,6 +87,11 @@ class PairedFolder:
             "caption": content_hash("folder caption", self.keys, self.captions),
         }
 
+    def paths(self, index: int) -> tuple[Path, Path | None]:
+        """The files of the image and of the condition of a sample."""
+        entry = self._entries[index]
+        return entry.image, entry.condition
+
     def suspects(self) -> list[int]:
         """Samples with a file that may be truncated, by a cheap look at the files' ends."""
         return [
@@ -270,12 +275,12 @@ def _read_text(path: Path) -> str:
         raise LisaError(f"{str(path)!r} is not UTF-8 text", "Save it as UTF-8") from None
 
 
-def _hash_files(paths: Iterable[Path | None]) -> list[str]:
-    def digest(path: Path | None) -> str:
-        if path is None:
-            return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+def hash_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
+
+def _hash_files(paths: Iterable[Path | None]) -> list[str]:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(digest, paths))
+        return list(pool.map(lambda path: "" if path is None else hash_file(path), paths))

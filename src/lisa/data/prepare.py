@@ -1,0 +1,230 @@
+"""From a folder of photographs to the paired layout: ``images/``, ``conditions/``, ``metadata.jsonl``.
+
+Every picture written carries a stamp (a hash of the photograph's bytes and of the settings) in a text chunk of the PNG.
+A second run keeps what bears the right stamp and makes the rest; it never takes a stale picture for a good one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lisa.common.errors import LisaError, choose
+from lisa.common.files import write_json, write_text
+from lisa.data import conditions
+from lisa.data.folders import PairedFolder, hash_file, paired_folder, require_folder
+from lisa.data.images import list_images, load_rgb, read_note, save_png
+from lisa.data.samples import ByteArray, content_hash
+from lisa.data.transforms import PairedTransform
+
+_STAMP = "lisa:made-from"
+_SMALLEST_CROP = 1 / 3  # of the largest crop's side, where several crops are cut from one picture
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What :func:`prepare` did. ``uncaptioned`` counts samples whose caption is empty."""
+
+    out: Path
+    condition: str
+    samples: int
+    made: int
+    kept: int
+    uncaptioned: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.__dict__, "out": str(self.out)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One sample to make: crop ``number`` of the source's picture ``index``."""
+
+    index: int
+    number: int
+    key: str
+    stamp: str
+    caption: str
+
+
+def prepare(
+    folder: str | Path,
+    condition: str,
+    out: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    crops_per_image: int = 1,
+    caption: str | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> PrepareReport:
+    """Make a paired folder from photographs. Run it again after an interruption: good pictures are not made again.
+
+    Args:
+        folder: photographs, at any depth, or a folder with ``images/``; captions are taken over where there are any.
+        condition: one of :data:`lisa.data.conditions.NAMES`.
+        out: where to; by default ``<folder>-<condition>`` beside it.
+        size: side, or (height, width), of the results; None keeps every picture as it is.
+        crops_per_image: 1 takes the largest centred crop; more take that many random ones of random zoom, named
+            ``<key>__crop<number>``, which the held-out split keeps together.
+        caption: for pictures that have none; ``{name}`` becomes the file's name in words. None leaves it empty.
+        overwrite: replace pictures that were made with other settings.
+        seed: of the random crops.
+        progress: called with (done, all) after every sample.
+        **options: of the condition's ``extract``.
+
+    Raises:
+        LisaError: an unknown condition, no pictures, an unreadable one, or other pictures where these would go.
+    """
+    choose("condition", condition, conditions.NAMES)
+    height_width = _check_size(size, crops_per_image)
+    source = paired_folder(folder, require_condition=False, default_caption="")
+    target = _check_out(source.path, out, condition)
+    for index in range(len(source)):
+        source.sizes(index)  # every header, before the first long computation
+    for index in source.suspects():
+        load_rgb(source.paths(index)[0])
+    settings = [condition, height_width, crops_per_image, seed if crops_per_image > 1 else None, options]
+    jobs = _jobs(source, settings, crops_per_image, caption)
+    _clear_others(target, {job.key for job in jobs}, overwrite)
+    todo = _unfinished(target, jobs, overwrite)
+    for done, job in enumerate(todo, start=1):
+        image = _cut(load_rgb(source.paths(job.index)[0]), height_width, crops_per_image, [seed, job.key])
+        save_png(conditions.make(condition, image, **options), _file(target, "conditions", job.key), _note(job))
+        save_png(image, _file(target, "images", job.key), _note(job))
+        if progress is not None:
+            progress(len(jobs) - len(todo) + done, len(jobs))
+    _write_records(target, jobs, condition, height_width, crops_per_image, options)
+    empty = sum(not job.caption for job in jobs)
+    return PrepareReport(target, condition, len(jobs), len(todo), len(jobs) - len(todo), empty)
+
+
+def _check_size(size: int | tuple[int, int] | None, crops: int) -> tuple[int, int] | None:
+    if crops < 1:
+        raise LisaError(f"crops per image is {crops}, it must be at least 1")
+    if size is None:
+        if crops > 1:
+            raise LisaError(f"{crops} crops per image need a size", "Give the size of the crops in pixels")
+        return None
+    pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if min(pair) < 8:
+        raise LisaError(f"size is {pair[0]}x{pair[1]}, it must be at least 8")
+    return pair
+
+
+def _check_out(folder: Path, out: str | Path | None, condition: str) -> Path:
+    root = folder.resolve()
+    target = root.with_name(f"{root.name}-{condition}") if out is None else Path(out).expanduser()
+    if target.resolve() == root or root in target.resolve().parents:
+        raise LisaError(
+            f"the results would go into the folder of photographs itself ({str(target)!r})",
+            "Write to a folder outside of it",
+        )
+    if target.exists():
+        require_folder(target)
+    return target
+
+
+def _jobs(source: PairedFolder, settings: list[Any], crops: int, template: str | None) -> list[_Job]:
+    jobs = []
+    for index, (key, given) in enumerate(zip(source.keys, source.captions, strict=True)):
+        words = key.rsplit("/", 1)[-1].replace("_", " ").replace("-", " ")
+        caption = given or (template or "").replace("{name}", words)
+        origin = hash_file(source.paths(index)[0])
+        for number in range(crops):
+            name = key if crops == 1 else f"{key}__crop{number:03d}"
+            stamp = content_hash("prepare", origin, settings, number)
+            jobs.append(_Job(index, number, name, stamp, caption))
+    return jobs
+
+
+def _clear_others(target: Path, expected: set[str], overwrite: bool) -> None:
+    """Pictures from an earlier run that are not among the present ones would silently join the data set."""
+    for part in ("images", "conditions"):
+        folder = target / part
+        files = list_images(folder) if folder.is_dir() else []
+        others = [f for f in files if f.suffix != ".png" or _key_of(f, folder) not in expected]
+        foreign = [f for f in others if read_note(f, _STAMP) is None]
+        if foreign or (others and not overwrite):
+            remedy = "Write to another folder" + ("" if foreign else ", or overwrite")
+            raise LisaError(
+                f"{str(folder)!r} holds {len(others)} other pictures (such as {(foreign or others)[0].name!r})", remedy
+            )
+        for file in others:
+            file.unlink()
+
+
+def _unfinished(target: Path, jobs: list[_Job], overwrite: bool) -> list[_Job]:
+    todo = []
+    for job in jobs:
+        files = [_file(target, part, job.key) for part in ("images", "conditions")]
+        stamps = [read_note(f, _STAMP) for f in files]
+        if stamps == [job.stamp, job.stamp]:
+            continue
+        for file, stamp in zip(files, stamps, strict=True):
+            if stamp != job.stamp and not overwrite and _is_whole(file):
+                raise LisaError(
+                    f"{str(file)!r} was made from another picture or with other settings",
+                    "Write to another folder, or overwrite",
+                )
+        todo.append(job)
+    return todo
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        load_rgb(path)
+    except LisaError:
+        return False
+    return True
+
+
+def _cut(image: ByteArray, size: tuple[int, int] | None, crops: int, seed: list[Any]) -> ByteArray:
+    if size is None:
+        return image
+    if crops == 1:
+        return PairedTransform(size).fit(image, 0, "lanczos")
+    height, width = image.shape[:2]
+    side = min(height / size[0], width / size[1])  # of the largest crop, in target sides
+    rng = np.random.default_rng(int(content_hash("crop", *seed, length=32), 16))
+    zoom, down, right = rng.random(3)
+    least = min(1.0, max(_SMALLEST_CROP, 1 / side))  # never enlarge what need not be enlarged
+    scale = side * (least + (1 - least) * zoom)
+    top, left = down * (height - scale * size[0]), right * (width - scale * size[1])
+    box = (left, top, min(width, left + scale * size[1]), min(height, top + scale * size[0]))
+    picture = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(picture)
+
+
+def _write_records(
+    target: Path, jobs: list[_Job], condition: str, size: tuple[int, int] | None, crops: int, options: dict[str, Any]
+) -> None:
+    lines = [
+        {"file_name": f"images/{j.key}.png", "conditioning_image": f"conditions/{j.key}.png", "text": j.caption}
+        for j in jobs
+    ]
+    write_text(target / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    about = {"condition": condition, "size": size, "crops_per_image": crops, "options": options, "samples": len(jobs)}
+    write_json(target / "prepare.json", about)
+
+
+def _note(job: _Job) -> dict[str, str]:
+    return {_STAMP: job.stamp}
+
+
+def _file(target: Path, part: str, key: str) -> Path:
+    return target / part / f"{key}.png"
+
+
+def _key_of(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()

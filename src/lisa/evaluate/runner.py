@@ -1,0 +1,147 @@
+"""Evaluation of generated pictures, in memory or in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lisa.common.errors import LisaError
+from lisa.common.intervals import Interval, bootstrap_mean
+from lisa.data.folders import require_folder
+from lisa.data.images import SUFFIXES, load_rgb
+from lisa.data.samples import ByteArray, Sample, Source
+from lisa.data.transforms import PairedTransform
+from lisa.evaluate import protocols
+from lisa.evaluate.metrics import METRICS
+
+Result = dict[str, Any]
+
+
+def evaluate_images(
+    images: Sequence[ByteArray], samples: Sequence[Sample], condition: str, *, seed: int = 0, resamples: int = 1000
+) -> Result:
+    """Judge generated pictures against what was asked for.
+
+    Args:
+        images: uint8 (H, W, 3), one per sample and in the same order.
+        samples: with exact truth (scenes) or without; not both kinds in one call.
+        condition: the name of the condition; its protocol is looked up.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        Plain JSON values: ``condition``, ``protocol``, ``about``, ``samples`` (their number), ``fidelity`` (mean with
+        95% interval: value, low, high; higher is better), ``fidelity_rule``, ``fidelity_unit``, ``metrics`` (each with
+        value, low, high, unit, higher_is_better) and ``per_image`` (key -> metric -> value).
+
+    Raises:
+        LisaError: no samples, numbers that differ, a picture of another size, or no protocol for the condition.
+    """
+    if not samples or len(images) != len(samples):
+        raise LisaError(f"{len(images)} pictures for {len(samples)} samples: there must be as many, and at least one")
+    exact = {sample.truth is not None for sample in samples}
+    if len(exact) > 1:
+        raise LisaError("some samples carry exact truth and some do not", "Evaluate them apart")
+    protocol = protocols.find(condition, exact.pop())
+    per_image = {s.key: protocol.judge(s, image) for s, image in zip(samples, images, strict=True)}
+    if len(per_image) != len(samples):
+        raise LisaError("two samples have the same key", "Keys must be unique")
+    return _result(protocol, condition, per_image, seed, resamples)
+
+
+def evaluate_folder(
+    generated: str | Path,
+    source: Source,
+    condition: str,
+    *,
+    indices: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Result:
+    """Judge a folder of generated pictures, named ``<key>.png`` (or another picture suffix) after the samples.
+
+    Args:
+        generated: the folder.
+        source: what was asked for.
+        condition: its name.
+        indices: which samples; all if None.
+        size: (height, width) to which the true pictures are resized and centrally cropped first, as training does.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        As :func:`evaluate_images`.
+
+    Raises:
+        LisaError: no such folder, missing pictures (named: nothing is ever skipped), or a picture of another size.
+    """
+    folder = require_folder(generated)
+    picked = list(range(len(source))) if indices is None else list(indices)
+    keys = source.keys
+    files = _find_all(folder, [keys[i] for i in picked])
+    transform = None if size is None else PairedTransform(size)
+    images, samples = [], []
+    for index, file in zip(picked, files, strict=True):
+        sample = source[index]
+        samples.append(sample if transform is None else transform.sample(sample, index))
+        images.append(load_rgb(file))
+    return evaluate_images(images, samples, condition, seed=seed, resamples=resamples)
+
+
+def fidelity_gain(better: Result, base: Result, *, seed: int = 0, resamples: int = 1000) -> Interval:
+    """Mean difference of fidelity between two results on the same samples, paired by key, with its 95% interval.
+
+    Raises:
+        LisaError: the results are of different samples or protocols.
+    """
+    ours, theirs = better["per_image"], base["per_image"]
+    if set(ours) != set(theirs) or better["protocol"] != base["protocol"]:
+        raise LisaError("the two evaluations are of different samples or protocols", "Compare like with like")
+    return bootstrap_mean([ours[k]["fidelity"] - theirs[k]["fidelity"] for k in ours], seed=seed, n=resamples)
+
+
+def _find_all(folder: Path, keys: Sequence[str]) -> list[Path]:
+    found = [[f for s in SUFFIXES if (f := folder / f"{key}{s}").is_file()] for key in keys]
+    missing = [key for key, files in zip(keys, found, strict=True) if not files]
+    if missing:
+        names = ", ".join(repr(key) for key in missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise LisaError(
+            f"{str(folder)!r} lacks {len(missing)} of {len(keys)} pictures ({names})",
+            "Generate them first: a missing picture is never skipped",
+        )
+    twice = [files for files in found if len(files) > 1]
+    if twice:
+        raise LisaError(f"{str(folder)!r} holds both {twice[0][0].name!r} and {twice[0][1].name!r}", "Keep one")
+    return [files[0] for files in found]
+
+
+def _result(
+    protocol: protocols.Protocol,
+    condition: str,
+    per_image: Mapping[str, protocols.Scores],
+    seed: int,
+    resamples: int,
+) -> Result:
+    def interval(name: str) -> dict[str, Any]:
+        return dict(bootstrap_mean([s[name] for s in per_image.values()], seed=seed, n=resamples).to_json())
+
+    return {
+        "condition": condition,
+        "protocol": protocol.name,
+        "about": protocol.about,
+        "samples": len(per_image),
+        "fidelity": interval("fidelity"),
+        "fidelity_rule": protocol.fidelity_rule,
+        "fidelity_unit": protocol.fidelity_unit,
+        "metrics": {
+            name: {
+                **interval(name),
+                "unit": METRICS[name].unit,
+                "higher_is_better": METRICS[name].higher_is_better,
+            }
+            for name in protocol.metrics
+        },
+        "per_image": {key: dict(scores) for key, scores in per_image.items()},
+    }
