@@ -101,14 +101,17 @@ def decode_cell(cell: Any, label: str, backdrop: tuple[int, int, int] = (255, 25
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) as :func:`load_rgb` would give it, from the file's header alone.
+    """(height, width) as :func:`load_rgb` would give it, from the file's head alone.
+
+    A PNG may carry its orientation behind the pixels, where this does not look: decode before calling a size wrong.
 
     Raises:
         LisaError: the file is not a picture.
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            known = image.format != "PNG" or "exif" in image.info  # else Pillow decodes the whole PNG to look for it
+            turned = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         raise LisaError(f"{str(path)!r} is not a readable image", _REMEDY) from None

@@ -163,11 +163,7 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
     """
     if len(source) == 0:
         raise LisaError(f"{source.name} holds no samples")
-    sizes = getattr(source, "sizes", None)
-    if sizes is not None:
-        for index in range(len(source)):
-            _same_size(source.name, source.keys[index], *sizes(index))
-    picked = _spread(len(source), sample_limit) | set(source.suspects() if hasattr(source, "suspects") else ())
+    picked = _spread(len(source), sample_limit) | _suspects(source)
     shapes, constant, conditions = [], 0, 0
     for index in sorted(picked):
         sample = source[index]
@@ -180,6 +176,14 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
         conditions += 1
         constant += int((sample.condition == sample.condition[0, 0]).all())
     return SourceReport(len(source), len(picked), min(shapes), max(shapes), _constant(source, constant, conditions))
+
+
+def _suspects(source: Source) -> set[int]:
+    """Samples of a folder to decode in any case: files that look truncated, heads that tell of unequal sizes."""
+    if not isinstance(source, PairedFolder):
+        return set()
+    unequal = {i for i in range(len(source)) if len(set(source.sizes(i)) - {None}) > 1}
+    return unequal | set(source.suspects())
 
 
 def _constant(source: Source, constant: int, conditions: int) -> list[str]:

@@ -44,7 +44,6 @@ class TableSource:
         default_caption: str | None = None,
     ) -> None:
         self.name = name
-        self._table, self._identity = table, identity
         self._columns = {"image": image_column, "condition": condition_column, "caption": caption_column}
         for column in (image_column, condition_column, caption_column, key_column):
             _require_column(name, column, table.column_names)
@@ -52,7 +51,8 @@ class TableSource:
             raise LisaError(f"{name} holds no rows")
         self.keys = _keys(name, table, key_column)
         self.captions = _captions(name, table, caption_column, default_caption)
-        self._key_column = key_column
+        self._key_column, self._identity = key_column, identity
+        self._table = _undecoded(table, [c for c in (image_column, condition_column) if c is not None])
 
     def __len__(self) -> int:
         return len(self._table)
@@ -143,6 +143,16 @@ def _require_column(name: str, column: str | None, columns: Sequence[str]) -> No
     if column is not None and column not in columns:
         hint = nearest(column, columns)
         raise LisaError(f"{name} has no column {column!r}" + (f" ({hint})" if hint else ""), choices=columns)
+
+
+def _undecoded(table: Any, columns: Sequence[str]) -> Any:
+    """The table with pictures left encoded: decoded here, a damaged one is named."""
+    import datasets
+
+    for column in columns:
+        if isinstance(table.features[column], datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table
 
 
 def _keys(name: str, table: Any, column: str | None) -> list[str]:

@@ -1,0 +1,127 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lisa.common.errors import LisaError
+from lisa.data.samples import Sample
+from lisa.data.sources import ScenesSource
+from lisa.data.transforms import PairedTransform
+
+
+def coordinates(height, width):
+    """Every pixel says where it is: red its column, green its row, blue the corner they cannot tell apart."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns % 256, rows % 256, rows // 256 * 16 + columns // 256], -1).astype(np.uint8)
+
+
+def decode(picture):
+    values = picture.astype(int)
+    return values[..., 1] + 256 * (values[..., 2] // 16), values[..., 0] + 256 * (values[..., 2] % 16)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_image_and_condition_get_the_same_crop_and_flip_pixel_by_pixel(crop, flip):
+    """The shorter side fits already, so nothing is resampled: every pixel still says where it came from."""
+    image = coordinates(40, 333)
+    condition = 255 - image
+    transform = PairedTransform((40, 48), crop, flip, seed=5)
+    seen = set()
+    for index in range(30):
+        for step in range(3):
+            a, b = transform(image, condition, index, step)
+            assert a.shape == b.shape == (40, 48, 3)
+            assert np.array_equal(b, 255 - a)
+            rows, columns = decode(a)
+            assert np.array_equal(rows, np.repeat(np.arange(40)[:, None], 48, 1))
+            left, mirrored = columns.min(), columns[0, 0] > columns[0, -1]
+            expected = np.arange(left, left + 48)[:: -1 if mirrored else 1]
+            assert np.array_equal(columns, np.repeat(expected[None], 40, 0))
+            assert mirrored == transform.flips(index, step)
+            seen.add((left, bool(mirrored)))
+    lefts = {left for left, _ in seen}
+    assert lefts == {142} if crop == "center" else (len(lefts) > 20 and min(lefts) < 40 and max(lefts) > 240)
+    assert {m for _, m in seen} == ({False, True} if flip else {False})
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 48), (150, 90)])
+@pytest.mark.parametrize("resample", ["lanczos", "nearest", "box", "auto"])
+def test_image_and_condition_stay_aligned_when_resized(size, resample):
+    """A smooth ramp of coordinates: after any resampling a pixel still shows its place, within half a source pixel."""
+    rows, columns = np.mgrid[:120, :180]
+    ramp = np.stack([columns, rows, rows * 0], -1).astype(np.uint8)
+    transform = PairedTransform(size, "random", True, seed=2, condition_resample=resample)
+    for index in range(12):
+        a, b = transform(ramp, ramp.copy(), index)
+        if resample in ("lanczos", "auto"):
+            assert np.array_equal(a, b)
+        inner = np.s_[2:-2, 2:-2]
+        assert np.abs(a[inner].astype(int) - b[inner].astype(int)).max() <= max(1, 0.5 * 120 / size[0] + 1)
+
+
+def test_the_crop_depends_on_the_sample_alone_and_the_flip_also_on_the_step():
+    transform = PairedTransform((40, 48), "random", True, seed=1)
+    image = coordinates(40, 333)
+    lefts = {min(decode(transform(image, None, 3, step)[0])[1].ravel()) for step in range(20)}
+    assert len(lefts) == 1
+    flips = [transform.flips(3, step) for step in range(2000)]
+    assert 0.45 < np.mean(flips) < 0.55
+    assert 0.45 < np.mean([transform.flips(i) for i in range(2000)]) < 0.55
+    again = PairedTransform((40, 48), "random", True, seed=1)
+    assert np.array_equal(transform(image, None, 9, 4)[0], again(image, None, 9, 4)[0])
+    other = PairedTransform((40, 48), "random", False, seed=2)
+    assert any(not np.array_equal(other(image, None, i)[0], again.fit(image, i, "lanczos")) for i in range(5))
+
+
+def test_labels_stay_pure_and_thin_lines_do_not_vanish():
+    labels = np.zeros((96, 96, 3), np.uint8)
+    labels[:, 32:64], labels[:, 64:] = (200, 0, 0), (0, 200, 0)
+    _, small = PairedTransform((32, 32))(labels, labels, 0)
+    assert {tuple(c) for c in small.reshape(-1, 3).tolist()} == {(0, 0, 0), (200, 0, 0), (0, 200, 0)}
+    line = np.zeros((96, 96, 3), np.uint8)
+    line[:, 0::7] = 255
+    _, small = PairedTransform((24, 24))(line, line, 0)
+    assert (small[0, :, 0] > 0).mean() > 0.5
+    assert abs(small.mean() - line.mean()) < 2
+
+
+def test_sizes_that_do_not_divide_and_pictures_smaller_than_the_target():
+    for height, width in ((33, 57), (7, 200), (500, 3)):
+        image, condition = PairedTransform((30, 42))(coordinates(height, width), coordinates(height, width), 0)
+        assert image.shape == condition.shape == (30, 42, 3)
+
+
+def test_pictures_of_the_right_size_are_untouched():
+    image = coordinates(32, 48)
+    assert np.array_equal(PairedTransform((32, 48), "random", seed=3)(image, image, 5)[0], image)
+
+
+def test_a_samples_exact_truth_is_dropped_when_its_pixels_move():
+    sample = ScenesSource("edges", count=4)[0]
+    assert PairedTransform((64, 64)).sample(sample, 0).truth is sample.truth
+    assert PairedTransform((32, 32)).sample(sample, 0).truth is None
+    flipping = PairedTransform((64, 64), flip=True)
+    steps = [flipping.sample(sample, 0, step) for step in range(10)]
+    assert {s.truth is None for s in steps} == {flipping.flips(0, step) for step in range(10)} == {True, False}
+    bare = dataclasses.replace(sample, condition=None)
+    assert isinstance(bare, Sample) and PairedTransform((32, 32)).sample(bare, 0).condition is None
+
+
+def test_the_fingerprint_holds_what_a_cached_latent_depends_on():
+    base = PairedTransform((32, 32))
+    assert base.fingerprint == PairedTransform((32, 32), flip=True, seed=9).fingerprint
+    assert base.fingerprint != PairedTransform((32, 40)).fingerprint
+    random = PairedTransform((32, 32), "random")
+    assert len({base.fingerprint, random.fingerprint, PairedTransform((32, 32), "random", seed=1).fingerprint}) == 3
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(LisaError, match="unknown crop 'middle'"):
+        PairedTransform((8, 8), "middle")
+    with pytest.raises(LisaError, match="condition_resample"):
+        PairedTransform((8, 8), condition_resample="cubic")
+    with pytest.raises(LisaError, match="size is"):
+        PairedTransform((0, 8))
+    with pytest.raises(LisaError, match="image is 8x8 pixels, its condition 9x8"):
+        PairedTransform((8, 8))(coordinates(8, 8), coordinates(8, 9), 0)
