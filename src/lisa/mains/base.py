@@ -1,0 +1,59 @@
+"""What a main network (base model) offers to pairs: text, latents, the forward pass, and nothing about training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lisa.processes.base import ForwardProcess
+
+#: What text becomes: named tensors, batch first. Each family has its own names; pairs pass them on unread.
+Context = Mapping[str, Tensor]
+
+
+class MainNetwork(Protocol):
+    """A frozen, pretrained denoiser with its encoders.
+
+    ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`drop_encoders`) once what they give is
+    cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled.
+    """
+
+    family: str
+    network: nn.Module
+    process: ForwardProcess
+    latent_channels: int
+    latent_factor: int
+    source: str  # path or Hub name, as the user gave it
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions to context."""
+
+    def encode_moments(self, pixels: Tensor) -> Tensor:
+        """Pixels to scaled posterior mean and standard deviation, (B, 2 C, h, w)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pixels in -1..1."""
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Context, residuals: Any = None) -> Tensor:
+        """The prediction for noisy latents ``x_t`` at process time ``t``; ``residuals`` as the side network gave them."""
+
+    def shared_modules(self) -> list[nn.Module]:
+        """Modules upstream of where a ControlNet enters; a pair decides whether they may be shared."""
+
+    def pipeline_components(self) -> dict[str, Any]:
+        """What this family's diffusers pipelines are made of."""
+
+    def drop_encoders(self) -> None:
+        """Free text encoders and VAE encoder; encoding afterwards is an error that says so."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the network (to ``dtype``) and the encoders."""
+
+
+def latents_from_moments(moments: Tensor, noise: Tensor) -> Tensor:
+    """A sample of the posterior whose scaled mean and standard deviation are ``moments`` (B, 2 C, h, w)."""
+    mean, deviation = moments.chunk(2, dim=1)
+    return mean + deviation * noise

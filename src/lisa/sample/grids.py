@@ -1,0 +1,43 @@
+"""Pictures beside pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lisa.common.files import atomic_write
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: int = 1) -> Image.Image:
+    """Equal-sized uint8 pictures (H, W, 3), row by row, enlarged ``scale`` times without smoothing."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = picture
+    image = Image.fromarray(canvas)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, scale: int = 2) -> Image.Image:
+    """A grid of rows with a title above each column."""
+    body = grid([picture for row in rows for picture in row], len(titles), gap=4, scale=scale)
+    font = ImageFont.load_default(size=max(11, 7 * scale))
+    head = 12 * scale
+    image = Image.new("RGB", (body.width, body.height + head), "white")
+    image.paste(body, (0, head))
+    draw = ImageDraw.Draw(image)
+    width = body.width / len(titles)
+    for i, title in enumerate(titles):
+        draw.text(((i + 0.5) * width, head / 2), title, fill="black", font=font, anchor="mm")
+    return image
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write ``image`` whole or not at all."""
+    with atomic_write(path) as target:
+        image.save(target, format="PNG")

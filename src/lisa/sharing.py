@@ -1,0 +1,139 @@
+"""Compute once what the prior and the controlled pass have in common: capture in one, replay in the other.
+
+With a ControlNet the control enters a UNet at the skip connections and after the middle block, so the down blocks and
+the middle block give the same output with and without it (method.md, "Cost"). The prior pass runs first, without
+gradient, and its outputs of these modules are kept; in the controlled pass the modules are replaced by stubs that return
+them. Outputs and gradients equal those of two separate passes bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lisa.common.errors import LisaError
+
+_SEPARATE = "train with share_prior=false"
+
+
+class SharedPrefix:
+    """Modules upstream of the first injection, whose outputs are computed once per step.
+
+    Args:
+        network: the frozen main network.
+        modules: the modules to share, all of them upstream of every injected residual.
+
+    Raises:
+        LisaError: sharing would be silently wrong: the network has trainable parameters, a shared module has active
+            dropout, the network is compiled, or FreeU is on.
+    """
+
+    def __init__(self, network: nn.Module, modules: Sequence[nn.Module]) -> None:
+        self.network, self.modules = network, list(modules)
+        self._outputs: dict[int, Any] = {}
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what capture and replay cannot do; called again before every capture, since users change models."""
+        if any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise LisaError(
+                "the main network has trainable parameters, whose gradients the shared prior would cut",
+                f"Freeze it (requires_grad_(False)), or {_SEPARATE}",
+            )
+        layers = [layer for module in self.modules for layer in module.modules()]
+        if any(isinstance(layer, _DropoutNd) and layer.p > 0 and layer.training for layer in layers):
+            raise LisaError(
+                "the main network's dropout is active, so prior and control would see different noise",
+                "Put it into eval mode (main.eval())",
+            )
+        if any(_is_compiled(module) for module in [self.network, *self.modules]):
+            raise LisaError(
+                "the main network is compiled as a whole, and compiled code ignores capture and replay",
+                f"Compile only regions inside its blocks (compile_repeated_blocks()), or {_SEPARATE}",
+            )
+        if any(getattr(m, name, None) is not None for m in self.network.modules() if _is_up(m) for name in _FREEU):
+            raise LisaError("FreeU is on; it edits shared features in place", "Call unet.disable_freeu() for training")
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Keep what the shared modules give while the block runs (nothing, if it fails)."""
+        self.check()
+        self.forget()
+        try:
+            with ExitStack() as stack:
+                for module in self.modules:
+                    # First of the module's hooks: replay goes through the others again, so what they change must not
+                    # be in what is kept.
+                    stack.callback(module.register_forward_hook(self._keep, prepend=True).remove)
+                yield
+            missing = [type(m).__name__ for m in self.modules if id(m) not in self._outputs]
+            if missing:
+                raise LisaError(
+                    f"shared modules did not run in the prior pass: {', '.join(missing)}",
+                    f"Report this main network, and {_SEPARATE}",
+                )
+        except BaseException:
+            self.forget()
+            raise
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Give back what was kept, without running the shared modules, while the block runs; then forget it."""
+        if not self.captured:
+            raise LisaError("nothing was captured to replay", "Run the prior pass inside capture() first")
+        with ExitStack() as stack:
+            stack.callback(self.forget)
+            for module in self.modules:
+                self._stub(module, self._outputs[id(module)], stack)
+            yield
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is something to replay."""
+        return len(self._outputs) == len(self.modules)
+
+    def forget(self) -> None:
+        """Let go of what was kept; harmless when repeated."""
+        self._outputs.clear()
+
+    def _keep(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._outputs[id(module)] = output
+
+    @staticmethod
+    def _stub(module: nn.Module, output: Any, stack: ExitStack) -> None:
+        """Replace the instance's ``forward``, and put back whatever was there (offloading hooks set one too)."""
+        has_own, own = "forward" in module.__dict__, module.__dict__.get("forward")
+
+        def restore() -> None:
+            if has_own:
+                module.forward = own  # type: ignore[method-assign,assignment]
+            else:
+                del module.forward
+
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            # What was kept has no graph: an input with one means that something before this module is being trained.
+            if any(isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values())):
+                raise LisaError(
+                    f"a gradient would have to pass through the shared {type(module).__name__}: the control enters "
+                    "before it, or its inputs (text embeddings, say) are being trained",
+                    _SEPARATE.capitalize(),
+                )
+            return output
+
+        module.forward = replayed  # type: ignore[method-assign]
+        stack.callback(restore)
+
+
+_FREEU = ("s1", "s2", "b1", "b2")
+
+
+def _is_up(module: nn.Module) -> bool:
+    return "UpBlock" in type(module).__name__
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,169 @@
+"""What can be set for ``lisa train``: each option once, with its description; docs/configuration.md is made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lisa.train.settings import Settings
+
+Positive = Annotated[int, Field(ge=1)]
+CacheItem = Literal["latents", "text", "conditions"]
+
+
+class ModelSettings(Settings):
+    """The main network (base model), frozen."""
+
+    path: str = Field(
+        "tiny-sd",
+        description="Embedded model (tiny-sd), diffusers folder, Hub name, or single-file checkpoint.",
+    )
+    pair: str = Field("sd-controlnet", description="Kind of main and side network.")
+    variant: str | None = Field(None, description="File variant of the folder, such as fp16.")
+    single_file_config: str | None = Field(
+        None, description="For single-file checkpoints: a diffusers folder that tells the architecture."
+    )
+    share_prior: bool = Field(True, description="Compute what prior and controlled pass have in common once.")
+
+
+class SideSettings(Settings):
+    """The side network, trained."""
+
+    init: str | None = Field(None, description="Existing side network to start from; empty: copy of the main network.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+
+class DataSettings(Settings):
+    """Images, conditions and captions."""
+
+    source: str = Field(
+        "scenes", description="scenes, a folder (images/, conditions/, captions), a parquet file, or a Hub name."
+    )
+    condition: str = Field("edges", description="What the conditions are; picks the scene drawing and the fidelity.")
+    size: int | tuple[int, int] = Field(64, description="Pixels: side of a square, or [height, width].")
+    crop: Literal["center", "random"] = Field("center", description="Crop; random is fixed per sample.")
+    flip: bool = Field(False, description="Mirror image and condition in half of the visits.")
+    scenes: int = Field(8_000, ge=4, description="Number of scenes, where the source is scenes.")
+    scenes_seed: int = Field(1, ge=0, description="Stream of scenes; tiny-sd was pretrained on stream 0.")
+    held_out: int = Field(64, ge=2, description="Samples never trained on, chosen by the hash of their names.")
+    default_caption: str | None = Field(None, description="Caption of samples that have none; empty: an error.")
+    image_column: str = Field("image", description="Column of the image (parquet, Hub).")
+    condition_column: str = Field("conditioning_image", description="Column of the condition (parquet, Hub).")
+    caption_column: str = Field("text", description="Column of the caption (parquet, Hub).")
+    split: str = Field("train", description="Split of a Hub data set.")
+    cache: tuple[CacheItem, ...] = Field(("latents", "text"), description="What is computed once and kept on disk.")
+    cache_dir: Path | None = Field(None, description="Folder of the cache; empty: OUT/cache.")
+    workers: int = Field(0, ge=0, description="Processes that read and transform pictures.")
+
+    @field_validator("size")
+    @classmethod
+    def _sensible(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min(value if isinstance(value, tuple) else (value,)) < 16:
+            raise ValueError("at least 16 pixels")
+        return value
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class AlignSettings(Settings):
+    """Likelihood score alignment; the defaults are the reference's."""
+
+    enabled: bool = Field(True, description="False: the plain baseline, with the same seeds, data order and noise.")
+    layer: str | list[str] | None = Field(None, description="Layer or layers to align; empty: the pair's default.")
+    weight: float = Field(0.2, ge=0, description="Weight of the alignment loss.")
+    weighting: str = Field("plain", description="By noise level: plain, normalised or min-snr.")
+    schedule: str = Field("constant", description="Weight over steps: constant, cosine or until-done.")
+    patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
+    min_delta: float = Field(0.002, ge=0, description="until-done: the smallest rise that counts.")
+
+    @model_validator(mode="after")
+    def _known_names(self) -> AlignSettings:
+        from lisa.core.residual import weighting_names
+        from lisa.core.schedule import schedule_names
+
+        for what, value, known in (
+            ("weighting", self.weighting, weighting_names()),
+            ("schedule", self.schedule, schedule_names()),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
+        return self
+
+    def schedule_options(self) -> dict[str, Any]:
+        """Options of the schedule that takes any."""
+        return {"patience": self.patience, "min_delta": self.min_delta} if self.schedule == "until-done" else {}
+
+
+class TrainSettings(Settings):
+    """Optimisation."""
+
+    steps: Positive = Field(10_000, description="Optimiser steps.")
+    batch_size: Positive = Field(4, description="Samples per process and micro-step.")
+    accumulation: Positive = Field(1, description="Micro-steps per optimiser step.")
+    learning_rate: float = Field(1e-5, gt=0, description="Learning rate of the side network.")
+    decoder_lr_multiplier: float = Field(1.0, gt=0, description="Times the learning rate, for the alignment decoder.")
+    zero_lr_multiplier: float = Field(1.0, gt=0, description="Times the learning rate, for the zero modules.")
+    lr_schedule: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = Field("constant_with_warmup", description="Learning-rate schedule of diffusers.optimization.")
+    warmup: int = Field(500, ge=0, description="Warm-up steps.")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field("adamw", description="adamw-8bit needs the extra 'bnb' and CUDA.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm, of side network and decoder apart.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast; the frozen network is cast.")
+    ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential average of the side network.")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
+    max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")
+
+
+class LogSettings(Settings):
+    """What is written down while training, and how often (in steps)."""
+
+    every: Positive = Field(10, description="Steps between lines of events.jsonl.")
+    held_out_every: Positive = Field(250, description="Steps between held-out readings of the meter.")
+    held_out_levels: Positive = Field(2, description="Noise levels per held-out sample and reading.")
+    samples_every: Positive = Field(1_000, description="Steps between sample grids.")
+    samples: int = Field(6, ge=1, description="Held-out samples in a grid.")
+    checkpoint_every: Positive = Field(1_000, description="Steps between checkpoints.")
+    checkpoint_limit: int = Field(2, ge=0, description="Checkpoints kept; 0: all.")
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(
+        "tensorboard", description="Where curves go beside events.jsonl; wandb needs the extra 'wandb'."
+    )
+
+
+class SampleSettings(Settings):
+    """How pictures are sampled, in grids and for the final fidelity."""
+
+    steps: Positive = Field(20, description="Sampling steps (DPM-Solver++).")
+    guidance: float = Field(3.0, ge=0, description="Classifier-free guidance scale; 1: none.")
+    control_scale: float = Field(1.0, ge=0, description="Scale of the side network's residuals.")
+    count: int = Field(64, ge=2, description="Held-out samples for the final fidelity (at most data.held_out).")
+    batch_size: Positive = Field(16, description="Pictures sampled together.")
+
+
+class TrainConfig(Settings):
+    """Everything that can be set for ``lisa train``."""
+
+    out: Path = Field(Path("runs/train"), description="Run folder.")
+    seed: int = Field(0, ge=0, description="Seed of everything: order, noise, dropout, initial weights.")
+    resume: str | None = Field(None, description="latest, a step, or a checkpoint folder: continue from there.")
+    overwrite: bool = Field(False, description="Replace an earlier run in OUT.")
+    model: ModelSettings = Field(default_factory=ModelSettings, description="Main network.")
+    side: SideSettings = Field(default_factory=SideSettings, description="Side network.")
+    data: DataSettings = Field(default_factory=DataSettings, description="Data.")
+    align: AlignSettings = Field(default_factory=AlignSettings, description="Alignment.")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="Optimisation.")
+    log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
+    sample: SampleSettings = Field(default_factory=SampleSettings, description="Sampling.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TrainConfig:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        return self

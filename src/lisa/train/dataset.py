@@ -1,0 +1,198 @@
+"""From samples to batches on the device: encoded once and read from the cache, or encoded on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lisa.data.cache import ArrayCache, cache_key
+from lisa.data.samples import Source, captions_of
+from lisa.data.transforms import PairedTransform
+from lisa.mains.base import Context, MainNetwork
+from lisa.train.batches import BatchPlan
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device.
+
+    ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior mean
+    and standard deviation; ``condition`` (B, 3, H, W) in 0..1; ``context`` of the captions, ``empty`` of no caption.
+    """
+
+    visits: list[int]
+    moments: Tensor
+    condition: Tensor
+    context: Context
+    empty: Context
+
+
+class EncodedData:
+    """A source, encoded for a main network.
+
+    Args:
+        source: the samples.
+        main: encodes them; its encoders are used only while something is not cached.
+        transform: crop and flip.
+        cache: the folder of caches.
+        cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept.
+        encoder: what identifies the encoders (part of the cache key).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        main: MainNetwork,
+        transform: PairedTransform,
+        cache: Path,
+        cached: Sequence[str],
+        encoder: str,
+    ) -> None:
+        self.source, self.main, self.transform, self.cached = source, main, transform, tuple(cached)
+        self.variants = 2 if transform.flip else 1  # as it is, mirrored
+        self._still = PairedTransform(
+            transform.size, transform.crop, False, transform.seed, transform.condition_resample
+        )
+        self.captions = captions_of(source)
+        self._cache, self._encoder = cache, encoder
+        self._moments = self._cached_moments() if "latents" in cached else None
+        self._conditions = self._cached_conditions() if "conditions" in cached else None
+        self._contexts = self._cached_contexts() if "text" in cached else None
+        self.empty = self._encode_text([""])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(posterior moments, or uint8 pixels where they are not cached; uint8 condition) of one sample."""
+        mirrored = int(self.transform.flips(index, epoch))
+        if self._moments is not None and self._conditions is not None:
+            return self._moments[index, mirrored], self._conditions[index, mirrored]
+        image, condition = self._pixels(index, mirrored)
+        return image if self._moments is None else self._moments[index, mirrored], condition
+
+    def collate(self, visits: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device) -> Batch:
+        """Put samples together and encode what is not cached."""
+        first = torch.from_numpy(np.stack([part[0] for part in parts]))
+        condition = torch.from_numpy(np.stack([part[1] for part in parts])).to(device).permute(0, 3, 1, 2).float() / 255
+        moments = first if self._moments is not None else self.main.encode_moments(_pixels_to_tensor(first, device))
+        return Batch(
+            visits=list(visits),
+            moments=moments.to(device, torch.float32),
+            condition=condition,
+            context=self.context([visit % len(self) for visit in visits], device),
+            empty={name: value.to(device) for name, value in self.empty.items()},
+        )
+
+    def context(self, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        """The encoded captions of some samples."""
+        if self._contexts is None:
+            encoded = self.main.encode_text([self.captions[i] for i in indices])
+            return {name: value.to(device) for name, value in encoded.items()}
+        rows = [self._rows[self.captions[i]] for i in indices]
+        return {name: torch.from_numpy(np.asarray(array[rows])).to(device) for name, array in self._contexts.items()}
+
+    def _pixels(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.source[index]
+        image, condition = self._still(sample.image, sample.condition, index)
+        assert condition is not None, "check_source refuses sources without conditions"
+        return (image[:, ::-1].copy(), condition[:, ::-1].copy()) if mirrored else (image, condition)
+
+    def _cached_moments(self) -> np.ndarray:
+        def encode(rows: slice) -> np.ndarray:
+            variants = []
+            for mirrored in range(self.variants):
+                images = np.stack([self._pixels(i, mirrored)[0] for i in range(rows.start, rows.stop)])
+                device = next(self.main.network.parameters()).device
+                variants.append(self.main.encode_moments(_pixels_to_tensor(torch.from_numpy(images), device)))
+            return torch.stack(variants, 1).float().cpu().numpy()
+
+        height, width = (side // self.main.latent_factor for side in self.transform.size)
+        shape = (len(self), self.variants, 2 * self.main.latent_channels, height, width)
+        key = cache_key(
+            kind="moments",
+            images=self.source.part_fingerprint("image"),
+            transform=self.transform.fingerprint,
+            variants=self.variants,
+            encoder=self._encoder,
+        )
+        return ArrayCache(self._cache, key).get_or_build("moments", shape, np.float32, encode, chunk=_CHUNK)
+
+    def _cached_conditions(self) -> np.ndarray:
+        def read(rows: slice) -> np.ndarray:
+            numbers = range(rows.start, rows.stop)
+            return np.stack([[self._pixels(i, m)[1] for m in range(self.variants)] for i in numbers])
+
+        key = cache_key(
+            kind="conditions",
+            conditions=self.source.part_fingerprint("condition"),
+            transform=self.transform.fingerprint,
+            variants=self.variants,
+        )
+        shape = (len(self), self.variants, *self.transform.size, 3)
+        return ArrayCache(self._cache, key).get_or_build("conditions", shape, np.uint8, read, chunk=_CHUNK)
+
+    def _cached_contexts(self) -> dict[str, np.ndarray]:
+        """One row per different caption."""
+        different = sorted(set(self.captions))
+        self._rows = {caption: row for row, caption in enumerate(different)}
+        store = ArrayCache(self._cache, cache_key(kind="text", captions=different, encoder=self._encoder))
+        arrays = {}
+        for name, example in self._encode_text([""]).items():
+
+            def encode(rows: slice, name: str = name) -> np.ndarray:
+                return self._encode_text(different[rows])[name].numpy()
+
+            shape = (len(different), *example.shape[1:])
+            arrays[name] = store.get_or_build(name, shape, np.float32, encode, chunk=_CHUNK)
+        return arrays
+
+    def _encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        return {name: value.float().cpu() for name, value in self.main.encode_text(captions).items()}
+
+
+class _Visits(Dataset[tuple[int, tuple[np.ndarray, np.ndarray]]]):
+    """What worker processes read: a visit is ``epoch * count + index``."""
+
+    def __init__(self, read: Callable[[int, int], tuple[np.ndarray, np.ndarray]], count: int) -> None:
+        self.read, self.count = read, count
+
+    def __getitem__(self, visit: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+        return visit, self.read(visit % self.count, visit // self.count)
+
+
+def batches(data: EncodedData, plan: BatchPlan, start: int, device: torch.device, workers: int) -> Iterator[Batch]:
+    """Batches from number ``start`` on, for ever."""
+    loader = DataLoader(
+        _Visits(data.read, len(data)),
+        batch_sampler=_Plan(plan, start),
+        num_workers=workers,
+        collate_fn=list,
+        persistent_workers=False,
+    )
+    for items in loader:
+        visits, parts = zip(*items, strict=True)
+        yield data.collate(visits, parts, device)
+
+
+class _Plan:
+    """The plan as DataLoader wants it: an endless batch sampler."""
+
+    def __init__(self, plan: BatchPlan, start: int) -> None:
+        self.plan, self.start = plan, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.plan.start_at(self.start)
+
+
+def _pixels_to_tensor(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) to -1..1 (B, 3, H, W)."""
+    return images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
