@@ -54,12 +54,18 @@ class Pair:
 
     def predict(self, inputs: Inputs, *, need_prior: bool = True) -> Prediction:
         """The prior first (no gradient, same x_t, t and context), then the controlled pass on what was kept of it."""
-        prior, replay = None, nullcontext()
-        if need_prior:
-            with torch.no_grad(), self.shared.capture() if self.shared else nullcontext():
+        if not need_prior:
+            return Prediction(self.control(inputs), None)
+        if self.shared is None:
+            with torch.no_grad():
                 prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
-            replay = self.shared.replay() if self.shared else nullcontext()  # type: ignore[assignment]
-        return Prediction(self.control(inputs, replay), prior)
+            return Prediction(self.control(inputs), prior)
+        try:
+            with torch.no_grad(), self.shared.capture():
+                prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
+            return Prediction(self.control(inputs, self.shared.replay()), prior)
+        finally:  # the side network may fail before anything is replayed
+            self.shared.forget()
 
     def control(self, inputs: Inputs, replay: Any = None) -> Tensor:
         """The controlled prediction alone."""
@@ -125,16 +131,28 @@ def check_side_fits(main: MainNetwork, side: SideNetwork) -> None:
     """Refuse a warm start from a side network of another architecture.
 
     Raises:
-        LisaError: latent or text width differ; the message names both.
+        LisaError: latents, text width, blocks or the condition's size differ; the message names both.
     """
     ours, theirs = main.network.config, side.module.config
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block"):
         a, b = getattr(ours, name, None), getattr(theirs, name, None)
         if _plain(a) != _plain(b):
-            raise LisaError(
-                f"the side network does not fit {main.source!r}: its {name} is {b}, the main network's is {a}",
-                "Start from a side network that was trained for this main network, or leave side.init empty",
-            )
+            raise _misfit(main, f"its {name} is {b}, the main network's is {a}")
+    for name in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
+        if getattr(theirs, name, None) is not None:
+            raise _misfit(main, f"it has {name}={getattr(theirs, name)!r}, so it needs more than text")
+    factor = 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)
+    if factor != main.latent_factor:
+        raise _misfit(main, f"it shrinks conditions by {factor}, the main network's latents by {main.latent_factor}")
+    if theirs.conditioning_channels != 3:
+        raise _misfit(main, f"it takes conditions of {theirs.conditioning_channels} channels, pictures have 3")
+
+
+def _misfit(main: MainNetwork, why: str) -> LisaError:
+    return LisaError(
+        f"the side network does not fit {main.source!r}: {why}",
+        "Start from a side network that was trained for this main network, or leave side.init empty",
+    )
 
 
 def _plain(value: Any) -> Any:

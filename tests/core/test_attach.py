@@ -64,7 +64,9 @@ def test_tokens_are_measured() -> None:
     aligner = attach(side, "proj", out_channels=4, dry_run=lambda: (side(torch.zeros(1, 4, 6, 10)), (6, 10))[1])
     assert geometry(aligner) == {"proj": (24, 1)}
     side(torch.randn(2, 4, 12, 8))
-    assert aligner(torch.zeros(2, 4, 12, 8), torch.ones(2, 4, 12, 8), torch.tensor([1, 2])).decoded["proj"].shape[1] == 4
+    assert (
+        aligner(torch.zeros(2, 4, 12, 8), torch.ones(2, 4, 12, 8), torch.tensor([1, 2])).decoded["proj"].shape[1] == 4
+    )
 
 
 def test_the_dry_run_and_the_decoders_leave_no_trace(make_side) -> None:
@@ -111,7 +113,10 @@ def test_the_same_seed_gives_the_same_decoder_and_layers_differ(make_side) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": "down.7"}, r"ToySide has no layer 'down\.7' \(did you mean 'down\.[01]'\?\)\. Choices: down\.0, down\.1"),
+        (
+            {"layer": "down.7"},
+            r"ToySide has no layer 'down\.7' \(did you mean 'down\.[01]'\?\)\. Choices: down\.0, down\.1",
+        ),
         ({"layer": "block.iner"}, r"did you mean 'block\.inner'"),
         ({"layer": ""}, "no layer ''"),
         ({"layer": []}, "at least one layer"),

@@ -115,7 +115,8 @@ def _channels_and_stride(name: str, feature: Tensor, latent: tuple[int, int]) ->
     if feature.ndim == 3:
         channels, stride = feature.shape[2], token_patch(feature.shape[1], latent)
     elif feature.ndim == 4:
-        channels, stride = feature.shape[1], 2 ** max(round(math.log2(height / feature.shape[2])), 0)
+        ratio = max(height, width) / max(feature.shape[2:])  # of the long side, which rounding changes least
+        channels, stride = feature.shape[1], 2 ** max(round(math.log2(ratio)), 0)
     else:
         raise LisaError(
             f"the feature of layer {name!r} has shape {tuple(feature.shape)}", "Tap a layer of maps or tokens"

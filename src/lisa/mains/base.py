@@ -46,6 +46,9 @@ class MainNetwork(Protocol):
     def pipeline_components(self) -> dict[str, Any]:
         """What this family's diffusers pipelines are made of."""
 
+    def encoder_modules(self, part: str) -> list[nn.Module]:
+        """The modules that encode ``"image"`` or ``"text"``: what they give is cached under a hash of their weights."""
+
     def drop_encoders(self) -> None:
         """Free text encoders and VAE encoder; encoding afterwards is an error that says so."""
 

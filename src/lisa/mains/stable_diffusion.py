@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line, is_hub_name, read_json, weight_variant
-from lisa.mains.base import Context, in_dtype_of
+from lisa.core.precision import in_dtype_of
+from lisa.mains.base import Context
 from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess
 
 PIPELINES = (
@@ -98,6 +99,12 @@ class StableDiffusionMain:
         self._need("text_encoder")
         names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
         return {name: self.pipeline.components[name] for name in names}
+
+    def encoder_modules(self, part: str) -> list[nn.Module]:
+        """The VAE, or the text encoder."""
+        name = {"image": "vae", "text": "text_encoder"}[part]
+        self._need(name)
+        return [getattr(self.pipeline, name)]
 
     def drop_encoders(self) -> None:
         """Free the text encoder and the VAE."""

@@ -118,9 +118,10 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
             known["beta_schedule"],
             ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"),
         )
-    products: Tensor = DDPMScheduler(**known).alphas_cumprod
-    if not bool(((products >= 0) & (products <= 1)).all()):
+    scheduler = DDPMScheduler(**known)
+    if not bool(((scheduler.betas >= 0) & (scheduler.betas <= 1)).all()):
         raise LisaError(
             "the scheduler's betas do not lie between 0 and 1", "Correct beta_start, beta_end or trained_betas"
         )
+    products: Tensor = scheduler.alphas_cumprod
     return products

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lisa.mains.base import Context
+#: What text became (``lisa.mains.base.Context``): named tensors, batch first.
+Context = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
-from lisa.mains.base import Context
-from lisa.sides.base import Layer
+from lisa.common.model_folders import first_line, is_hub_name, read_json, weight_variant
+from lisa.core.precision import in_dtype_of
+from lisa.sides.base import Context, Layer
 from lisa.sides.layers import layer_names
 
 # diffusers' own widths of the condition embedding; each after the first halves the picture.
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
+_REMEDY = "Give a ControlNet folder in diffusers' layout (config.json and safetensors), a run folder, or a Hub name"
 
 
 class ControlNetSide:
@@ -24,14 +26,14 @@ class ControlNetSide:
 
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
-        self.callee: Any = module  # what forward() calls: the trainer puts the distributed wrapper here
 
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetSide:
         """A copy of the main network's encoder, with a condition embedding that shrinks by ``latent_factor``.
 
         Raises:
-            LisaError: the factor is not a power of two that diffusers' embedding can be built for.
+            LisaError: the factor is not a power of two that diffusers' embedding can be built for, or the main network
+                is of a kind that diffusers cannot copy.
         """
         from diffusers import ControlNetModel
 
@@ -39,9 +41,15 @@ class ControlNetSide:
         if latent_factor != 2**halvings or not 1 <= halvings < len(_EMBEDDING_CHANNELS):
             raise LisaError(f"no condition embedding for latents of factor {latent_factor}", choices=("2", "4", "8"))
         channels = _EMBEDDING_CHANNELS[: halvings + 1]
-        module = ControlNetModel.from_unet(
-            network, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
-        )
+        try:
+            module = ControlNetModel.from_unet(
+                network, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
+            )
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # e.g. a UNet with fourier embeddings
+            raise LisaError(
+                f"diffusers cannot copy this {type(network).__name__} into a ControlNet: {first_line(error)}",
+                "Use a plain Stable Diffusion 1.x or 2.x UNet",
+            ) from error
         return cls(module.float())
 
     @classmethod
@@ -49,25 +57,36 @@ class ControlNetSide:
         """An existing ControlNet (a folder in diffusers' layout, a folder that contains ``side_network/``, or a Hub name).
 
         Raises:
-            LisaError: it cannot be loaded.
+            LisaError: it cannot be loaded, is of another class, or lacks weights (which would silently be random).
         """
         from diffusers import ControlNetModel
 
-        path = Path(folder)
-        inner = path / "side_network"
+        source, variant = _find(folder)
         try:
-            module = ControlNetModel.from_pretrained(inner if inner.is_dir() else folder, torch_dtype=torch.float32)
+            module, found = ControlNetModel.from_pretrained(
+                source, variant=variant, torch_dtype=torch.float32, output_loading_info=True
+            )
         except Exception as error:  # many kinds; all mean: this cannot be loaded
-            first = (str(error).strip().splitlines() or [""])[0]
+            raise LisaError(f"the side network {folder!r} cannot be loaded: {first_line(error)}", _REMEDY) from error
+        wrong = sorted(found["missing_keys"]) + sorted(found["unexpected_keys"])
+        if wrong:
             raise LisaError(
-                f"the side network {folder!r} cannot be loaded: {type(error).__name__}: {first}",
-                "Give a ControlNet folder in diffusers' layout (config.json and safetensors), a run folder, or a Hub name",
-            ) from error
+                f"the weights of the side network {folder!r} do not match its configuration: {len(wrong)} are missing "
+                f"or too many ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})",
+                _REMEDY,
+            )
         return cls(module)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """``(down, mid)``: what ``UNet2DConditionModel`` takes as additional residuals."""
-        return self.callee(x_t, t, context["encoder_hidden_states"], controlnet_cond=condition, return_dict=False)
+        module = self.module
+        return module(
+            in_dtype_of(module, x_t),
+            t,
+            in_dtype_of(module, context["encoder_hidden_states"]),
+            controlnet_cond=in_dtype_of(module, condition),
+            return_dict=False,
+        )
 
     def layers(self) -> list[Layer]:
         """Sizes follow from the configuration: each block but the last ends with a halving."""
@@ -93,3 +112,21 @@ class ControlNetSide:
     def save(self, folder: Path) -> None:
         """Write a diffusers ControlNet folder."""
         self.module.save_pretrained(folder)
+
+
+def _find(source: str) -> tuple[str, str | None]:
+    """The folder (or Hub name) that holds the ControlNet, and the variant of its weights."""
+    path = Path(source)
+    if (path / "side_network").is_dir():
+        path = path / "side_network"
+    if not path.is_dir():
+        if path.exists() or not is_hub_name(source):
+            raise LisaError(f"there is no ControlNet folder {source!r}", _REMEDY)
+        return source, None
+    config = path / "config.json"
+    if not config.is_file():
+        raise LisaError(f"{str(path)!r} is not a ControlNet folder (it has no config.json)", _REMEDY)
+    name = read_json(config).get("_class_name")
+    if name != ControlNetSide.kind:
+        raise LisaError(f"{str(path)!r} holds a {name}, not a {ControlNetSide.kind}", _REMEDY)
+    return str(path), weight_variant(path, None)

@@ -81,9 +81,7 @@ class Progress(Callback):
             return
         columns = ("{task.description}", BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
-        self._task = self._bar.add_task(
-            self.label, total=training.total_steps, completed=training.state.step, text=""
-        )
+        self._task = self._bar.add_task(self.label, total=training.total_steps, completed=training.state.step, text="")
         self._bar.start()
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
@@ -95,7 +93,9 @@ class Progress(Callback):
         elif training.accelerator.is_main_process and (step % self.every == 0 or step == training.total_steps):
             began, first = self._started
             left = (time.monotonic() - began) / (step - first) * (training.total_steps - step)
-            print(f"{self.label}  step {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left", flush=True)
+            print(
+                f"{self.label}  step {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left", flush=True
+            )
 
     def on_end(self, training: Training, finished: bool) -> None:
         """Close the bar."""

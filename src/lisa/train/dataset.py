@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lisa.data.cache import ArrayCache, cache_key
@@ -44,7 +46,6 @@ class EncodedData:
         transform: crop and flip.
         cache: the folder of caches.
         cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept.
-        encoder: what identifies the encoders (part of the cache key).
     """
 
     def __init__(
@@ -54,15 +55,14 @@ class EncodedData:
         transform: PairedTransform,
         cache: Path,
         cached: Sequence[str],
-        encoder: str,
     ) -> None:
-        self.source, self.main, self.transform, self.cached = source, main, transform, tuple(cached)
+        self.source, self.main, self.transform = source, main, transform
         self.variants = 2 if transform.flip else 1  # as it is, mirrored
         self._still = PairedTransform(
             transform.size, transform.crop, False, transform.seed, transform.condition_resample
         )
         self.captions = captions_of(source)
-        self._cache, self._encoder = cache, encoder
+        self._cache = cache
         self._moments = self._cached_moments() if "latents" in cached else None
         self._conditions = self._cached_conditions() if "conditions" in cached else None
         self._contexts = self._cached_contexts() if "text" in cached else None
@@ -79,7 +79,9 @@ class EncodedData:
         image, condition = self._pixels(index, mirrored)
         return image if self._moments is None else self._moments[index, mirrored], condition
 
-    def collate(self, visits: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device) -> Batch:
+    def collate(
+        self, visits: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device
+    ) -> Batch:
         """Put samples together and encode what is not cached."""
         first = torch.from_numpy(np.stack([part[0] for part in parts]))
         condition = torch.from_numpy(np.stack([part[1] for part in parts])).to(device).permute(0, 3, 1, 2).float() / 255
@@ -122,7 +124,7 @@ class EncodedData:
             images=self.source.part_fingerprint("image"),
             transform=self.transform.fingerprint,
             variants=self.variants,
-            encoder=self._encoder,
+            encoder=modules_hash(self.main.encoder_modules("image")),
         )
         return ArrayCache(self._cache, key).get_or_build("moments", shape, np.float32, encode, chunk=_CHUNK)
 
@@ -144,7 +146,8 @@ class EncodedData:
         """One row per different caption."""
         different = sorted(set(self.captions))
         self._rows = {caption: row for row, caption in enumerate(different)}
-        store = ArrayCache(self._cache, cache_key(kind="text", captions=different, encoder=self._encoder))
+        encoder = modules_hash(self.main.encoder_modules("text"))
+        store = ArrayCache(self._cache, cache_key(kind="text", captions=different, encoder=encoder))
         arrays = {}
         for name, example in self._encode_text([""]).items():
 
@@ -157,6 +160,23 @@ class EncodedData:
 
     def _encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         return {name: value.float().cpu() for name, value in self.main.encode_text(captions).items()}
+
+
+def modules_hash(modules: Sequence[nn.Module]) -> str:
+    """A hash of weights and configurations: the same model gives the same key wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for module in modules:
+        config = getattr(module, "config", {})
+        described = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        # Paths and versions say where a model came from, not what it computes.
+        plain = {
+            k: v for k, v in described.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")
+        }
+        digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:20]
 
 
 class _Visits(Dataset[tuple[int, tuple[np.ndarray, np.ndarray]]]):

@@ -46,6 +46,7 @@ def scheduler_config(prediction: str) -> dict[str, Any]:
         "beta_end": 0.02,
         "prediction_type": prediction,
         "clip_sample": False,
+        "steps_offset": 1,  # what diffusers' Stable Diffusion pipelines expect
         "timestep_spacing": "trailing",
     }
 

@@ -1,0 +1,165 @@
+"""From the sections of a configuration to the objects they describe, checked before any long work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lisa.common.errors import LisaError, choose
+from lisa.core.aligner import LikelihoodAligner
+from lisa.core.schedule import WeightSchedule, make_schedule
+from lisa.data.samples import Subset
+from lisa.data.sources import check_source, open_source
+from lisa.data.split import held_out_split
+from lisa.data.transforms import PairedTransform
+from lisa.pairs import Pair, check_side_fits, pair_spec
+from lisa.sides.attach import attach
+from lisa.train.config import DataSettings, ModelSettings, TrainConfig
+from lisa.train.loop import ClipGroup
+
+
+@dataclass(frozen=True)
+class DataParts:
+    """Training and held-out samples, and the geometry both get."""
+
+    train: Subset
+    held_out: Subset
+    transform: PairedTransform
+    notes: list[str]
+
+
+def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataParts:
+    """Open, check and split the data.
+
+    Raises:
+        LisaError: anything wrong with the source (see :func:`lisa.data.sources.check_source`) or the split.
+    """
+    height, width = settings.height_width
+    if settings.source == "scenes" and height != width:
+        raise LisaError(f"scenes are square; data.size is {settings.size}", "Give one number")
+    spec = f"scenes:{settings.condition}" if settings.source == "scenes" else settings.source
+    columns = {
+        "image_column": settings.image_column,
+        "condition_column": settings.condition_column,
+        "caption_column": settings.caption_column,
+    }
+    source = open_source(
+        spec,
+        default_caption=settings.default_caption,
+        scene_options={"seed": settings.scenes_seed, "count": settings.scenes, "size": height},
+        table_options=columns,
+    )
+    notes = [] if settings.source == "scenes" or not check else check_source(source).notes
+    train, held_out = held_out_split(source.keys, settings.held_out, seed=0).apply(source)
+    transform = PairedTransform((height, width), settings.crop, settings.flip, seed)
+    return DataParts(train, held_out, transform, notes)
+
+
+def model_source(settings: ModelSettings) -> str:
+    """Path or Hub name of the main network; embedded models by their name."""
+    from lisa import zoo
+
+    return zoo.path(settings.path) if settings.path in zoo.names() else settings.path
+
+
+def build_pair(config: TrainConfig) -> Pair:
+    """Load the main network and make or load the side network.
+
+    Raises:
+        LisaError: something cannot be loaded, does not fit, or ``data.size`` is no multiple of what the network needs.
+    """
+    spec = pair_spec(config.model.pair)
+    main = spec.load_main(
+        model_source(config.model), variant=config.model.variant, config=config.model.single_file_config
+    )
+    check_size(config.data.height_width, main.latent_factor)
+    if config.side.init is None:
+        side = spec.make_side(main)
+    else:
+        side = spec.load_side(config.side.init)
+        check_side_fits(main, side)
+    if config.side.gradient_checkpointing:
+        side.module.enable_gradient_checkpointing()
+        main.network.enable_gradient_checkpointing()
+    return Pair(spec, main, side, share_prior=config.model.share_prior)
+
+
+def check_size(size: tuple[int, int], latent_factor: int) -> None:
+    """Pixels must be a multiple of the latent factor."""
+    if any(side % latent_factor for side in size):
+        raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {latent_factor}")
+
+
+def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:
+    """The aligner and its schedule, or neither for the plain baseline."""
+    settings = config.align
+    if not settings.enabled or settings.weight == 0:
+        return None, None
+    names = [layer.name for layer in pair.side.layers()]
+    layers = settings.layer if settings.layer is not None else pair.spec.default_layer
+    for layer in [layers] if isinstance(layers, str) else layers:
+        if layer not in dict(pair.side.module.named_modules()):
+            choose("align.layer", layer, names)
+    strides = {layer.name: layer.stride for layer in pair.side.layers()}
+    wanted = [layers] if isinstance(layers, str) else layers
+    aligner = attach(
+        pair.side.module,
+        layers,
+        out_channels=pair.main.latent_channels,
+        stride=[strides[name] for name in wanted] if all(name in strides for name in wanted) else None,
+        weight=settings.weight,
+        weighting=settings.weighting,
+        snr=pair.main.process.snr_of_decoder_time,
+        prediction=pair.main.process.prediction,
+    )
+    schedule = make_schedule(settings.schedule, settings.weight, config.train.steps, **settings.schedule_options())
+    return aligner, schedule
+
+
+def build_optimizer(
+    config: TrainConfig, pair: Pair, aligner: LikelihoodAligner | None, device: torch.device
+) -> tuple[Any, dict[str, ClipGroup]]:
+    """AdamW with a learning rate for the side network, its zero modules and the decoder; and what is clipped apart."""
+    settings = config.train
+    zero = [p for module in pair.side.zero_modules() for p in module.parameters() if p.requires_grad]
+    taken = {id(p) for p in zero}
+    rest = [p for p in pair.side.module.parameters() if p.requires_grad and id(p) not in taken]
+    rate = settings.learning_rate
+    groups = [
+        {"params": rest, "lr": rate},
+        {"params": zero, "lr": rate * settings.zero_lr_multiplier},
+    ]
+    clip = {"side": ClipGroup([*rest, *zero], settings.clip_norm)}
+    if aligner is not None:
+        decoder = list(aligner.parameters())
+        groups.append({"params": decoder, "lr": rate * settings.decoder_lr_multiplier})
+        clip["decoder"] = ClipGroup(decoder, settings.clip_norm)
+    options: dict[str, Any] = {"lr": rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw-8bit":
+        return _adamw_8bit(device)(groups, **options), clip
+    return torch.optim.AdamW(groups, **options, fused=device.type in ("cpu", "cuda", "mps", "xpu")), clip
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Refuse the 8-bit optimiser where it cannot run, before anything is loaded."""
+    if config.train.optimizer == "adamw-8bit":
+        _adamw_8bit(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _adamw_8bit(device: torch.device) -> Any:
+    remedy = "Install the extra: pip install 'lisa-diffusion[bnb]', on a machine with CUDA; or set train.optimizer=adamw"
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except (ImportError, RuntimeError) as error:
+        raise LisaError(f"train.optimizer=adamw-8bit needs bitsandbytes ({error})", remedy) from None
+    if device.type != "cuda":
+        raise LisaError(f"train.optimizer=adamw-8bit runs on CUDA only; this device is {device.type}", remedy)
+    return AdamW8bit
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """Where encoded data is kept."""
+    return config.data.cache_dir if config.data.cache_dir is not None else config.out / "cache"

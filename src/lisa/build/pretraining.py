@@ -1,0 +1,314 @@
+"""``lisa pretrain``: an autoencoder, then a denoiser with its text encoder, then a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from lisa.common.files import atomic_dir, write_json
+from lisa.common.runfolder import RunFolder
+from lisa.data.cache import ArrayCache, cache_key
+from lisa.data.samples import Source, captions_of
+from lisa.data.split import held_out_split
+from lisa.data.transforms import PairedTransform
+from lisa.processes.ddpm import DDPMProcess
+from lisa.processes.draws import Draws
+from lisa.sample.grids import grid, save_png
+from lisa.train import callbacks as cb
+from lisa.train.batches import BatchPlan
+from lisa.train.checkpoint import Checkpoints
+from lisa.train.loop import ClipGroup, LoopState, Training, run
+from lisa.train.pretrain.config import PretrainConfig
+from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_unet, scheduler_config
+from lisa.train.pretrain.text import make_text_encoder, make_tokenizer
+from lisa.train.pretrain.vae import VAEStep, make_vae, set_scaling_factor
+from lisa.train.settings import save_settings
+
+_EVERY = 50  # steps between events
+
+
+def pretrain(config: PretrainConfig) -> Path | None:
+    """Run or continue a pretraining; the folder of the finished model, or None if it was interrupted."""
+    run_folder = RunFolder(config.out)
+    run_folder.open(overwrite=config.overwrite, resume=config.resume)
+    save_settings(config, run_folder.config)
+    pictures = load_pictures(config)
+    vae = _train_vae(config, run_folder, pictures)
+    if vae is None:
+        return None
+    return _train_denoiser(config, run_folder, pictures, vae)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Every picture of the data, uint8 (N, S, S, 3) on disk, with captions; ``train`` and ``held_out`` are indices."""
+
+    pixels: np.ndarray
+    captions: list[str]
+    train: list[int]
+    held_out: list[int]
+    cache: Path
+    fingerprint: str
+
+    def tensor(self, indices: list[int], flip: np.ndarray | None = None) -> Tensor:
+        """Pictures in -1..1, (B, 3, S, S); mirrored where ``flip`` (B,) is true."""
+        chosen = self.pixels[indices]
+        if flip is not None:
+            chosen = np.where(flip[:, None, None, None], chosen[:, :, ::-1], chosen)
+        return torch.from_numpy(np.ascontiguousarray(chosen)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def load_pictures(config: PretrainConfig) -> Pictures:
+    """Read or draw every picture once, to a file on disk that both stages and resumed runs share."""
+    source = _open_source(config)
+    cache = config.out / "cache"
+
+    def draw(part: slice) -> np.ndarray:
+        return np.stack([transform.sample(source[i], i).image for i in range(part.start, part.stop)])
+
+    shape = (len(source), config.data.size, config.data.size, 3)
+    transform = PairedTransform((config.data.size, config.data.size))
+    fingerprint = source.part_fingerprint("image")
+    store = ArrayCache(cache, cache_key(images=fingerprint, size=config.data.size))
+    pixels = store.get_or_build("pixels", shape, np.uint8, draw)
+    split = held_out_split(source.keys, config.data.held_out, config.seed)
+    return Pictures(pixels, captions_of(source), list(split.train), list(split.held_out), cache, fingerprint)
+
+
+def _open_source(config: PretrainConfig) -> Source:
+    from lisa.data.sources import check_source, open_source
+
+    scenes = {"seed": config.seed, "count": config.data.scenes, "size": config.data.size}
+    source = open_source(config.data.folder or "scenes", require_condition=False, scene_options=scenes)
+    if config.data.folder is not None:
+        check_source(source)
+    return source
+
+
+def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures) -> Any | None:
+    from diffusers import AutoencoderKL
+
+    done = run_folder.path / "vae"
+    if done.exists():
+        return AutoencoderKL.from_pretrained(done).eval()
+    set_seed(config.seed)
+    settings = config.vae
+    vae = make_vae(settings, config.data.size)
+    plan = BatchPlan(len(pictures.train), settings.batch_size, config.seed)
+
+    def batches(start: int) -> Iterator[Tensor]:
+        for number, visits in enumerate(plan.start_at(start), start):
+            flip = np.random.default_rng([config.seed, number]).random(len(visits)) < 0.5 * config.data.flip
+            yield pictures.tensor([pictures.train[visit % plan.count] for visit in visits], flip)
+
+    def show(step: int) -> None:
+        truth = pictures.tensor(pictures.held_out[:16])
+        with torch.no_grad():
+            again = vae(truth).sample
+        error = float((again - truth).square().mean())
+        run_folder.log(step, "held_out_vae", {"psnr": -10 * np.log10(error / 4)})
+        both = [to_uint8(image) for pair in zip(truth, again, strict=True) for image in pair]
+        save_png(grid(both, 8), run_folder.samples / f"vae-{step:06d}.png")
+
+    training = _training(
+        config, run_folder, Accelerator(), "vae", vae, VAEStep(vae, settings.kl_weight), batches, settings, 0, show
+    )
+    if not run(training):
+        return None
+    vae.eval()
+    set_scaling_factor(vae, pictures.tensor(pictures.train[:1024]))
+    with atomic_dir(done) as folder:
+        vae.save_pretrained(folder)
+    return vae
+
+
+def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures, vae: Any) -> Path | None:
+    from diffusers.training_utils import EMAModel
+
+    set_seed(config.seed + 1)
+    accelerator = Accelerator()
+    settings = config.denoiser
+    tokenizer = make_tokenizer(pictures.captions, config.text)
+    latents, size = _latents(config, pictures, vae), config.data.size // 2 ** (len(config.vae.channels) - 1)
+    model = torch.nn.ModuleDict(
+        {
+            "unet": make_unet(settings, config.vae.latent_channels, size, config.text.hidden),
+            "text_encoder": make_text_encoder(tokenizer, config.text),
+        }
+    )
+    tokens = _tokens(tokenizer, pictures.captions)
+    process, draws = DDPMProcess(scheduler_config(settings.prediction)), Draws(config.seed)
+    step = DenoiserStep(
+        torch.compile(model["unet"]) if settings.compile else model["unet"],
+        model["text_encoder"],
+        process,
+        draws,
+        _tokens(tokenizer, [""]),
+        settings,
+    )
+    plan = BatchPlan(len(pictures.train), settings.batch_size, config.seed)
+
+    def batches(start: int) -> Iterator[LatentBatch]:
+        for number, visits in enumerate(plan.start_at(start), start):
+            chosen = [pictures.train[visit % plan.count] for visit in visits]
+            flip = np.random.default_rng([config.seed, number]).random(len(chosen)) < 0.5 * config.data.flip
+            yield LatentBatch(chosen, latents(chosen, flip), tokens[chosen])
+
+    ema = EMAModel(model.parameters(), decay=settings.ema, use_ema_warmup=True, power=0.75)
+    held = pictures.held_out[: config.data.held_out]
+    held_batch = LatentBatch(held, latents(held, np.zeros(len(held), bool)), tokens[held])
+
+    @torch.no_grad()
+    def show(number: int) -> None:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        model.eval()
+        plain = DenoiserStep(model["unet"], model["text_encoder"], process, draws, _tokens(tokenizer, [""]), settings)
+        run_folder.log(number, "held_out", {"mse": float(plain(held_batch, 0).logs["mse"])})
+        pipeline = _pipeline(vae, tokenizer, model, settings)
+        captions = [pictures.captions[i] for i in pictures.held_out[:64]]
+        save_png(grid(sample_pictures(pipeline, captions), 8), run_folder.samples / f"step-{number:06d}.png")
+        model.train()
+        ema.restore(model.parameters())
+
+    training = _training(
+        config, run_folder, accelerator, "denoiser", model, step, batches, settings, settings.warmup, show, ema
+    )
+    if not run(training):
+        return None
+    ema.copy_to(model.parameters())
+    final = run_folder.path / "model"
+    _save_model(config, run_folder, _pipeline(vae, tokenizer, model.eval(), settings), final)
+    return final
+
+
+def _training(
+    config: PretrainConfig,
+    run_folder: RunFolder,
+    accelerator: Accelerator,
+    label: str,
+    model: torch.nn.Module,
+    step: Any,
+    batches: Callable[[int], Iterator[Any]],
+    settings: Any,
+    warmup: int,
+    show: Callable[[int], None],
+    ema: Any = None,
+) -> Training:
+    """A training of either stage; its checkpoints lie in a folder of their own."""
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    state = LoopState()
+    accelerator.register_for_checkpointing(state, *([ema] if ema is not None else []))
+    stage = RunFolder(run_folder.path / "stages" / label)
+    checkpoints = Checkpoints(stage, accelerator, {}, limit=1)
+    latest = checkpoints.find("latest")
+    if latest is not None:
+        checkpoints.load(latest)
+        run_folder.log(state.step, "resumed", {"stage": label})
+
+    def describe(logs: Mapping[str, Tensor]) -> str:
+        return f"loss {float(logs['loss']):.4f}"
+
+    model.train()
+    return Training(
+        accelerator=accelerator,
+        step=step,
+        batches=batches,
+        modules=[model],
+        optimizer=optimizer,
+        scheduler=scheduler,
+        total_steps=settings.steps,
+        clip={"model": ClipGroup(list(model.parameters()), 1.0)},
+        callbacks=[
+            *([cb.MovingAverage(ema, model.parameters)] if ema is not None else []),
+            cb.EventLog(run_folder, _EVERY, lambda: {"stage": label}),
+            cb.Progress(label, describe),
+            cb.Every(config.samples_every, show),
+            cb.SaveCheckpoints(checkpoints, config.checkpoint_every),
+        ],
+        state=state,
+    )
+
+
+def _latents(config: PretrainConfig, pictures: Pictures, vae: Any) -> Callable[[list[int], np.ndarray], Tensor]:
+    """Scaled latents (posterior means) of any pictures and their mirror images, computed once and kept on disk."""
+    side = config.data.size // 2 ** (len(config.vae.channels) - 1)
+    shape = (len(pictures.pixels), 2, config.vae.latent_channels, side, side)
+
+    @torch.no_grad()
+    def encode(part: slice) -> np.ndarray:
+        chosen = list(range(part.start, part.stop))
+        flips = [np.full(len(chosen), flip) for flip in (False, True)]
+        means = [vae.encode(pictures.tensor(chosen, flip)).latent_dist.mean for flip in flips]
+        return torch.stack(means, 1).mul(vae.config.scaling_factor).half().numpy()
+
+    key = cache_key(images=pictures.fingerprint, seed=config.seed, vae=config.vae.model_dump(), size=config.data.size)
+    stored = ArrayCache(pictures.cache, key).get_or_build("latents", shape, np.float16, encode)
+    return lambda indices, flip: torch.from_numpy(stored[indices, flip.astype(np.int64)]).float()
+
+
+def _tokens(tokenizer: Any, captions: list[str]) -> Tensor:
+    length = tokenizer.model_max_length
+    return tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+
+
+def _pipeline(vae: Any, tokenizer: Any, model: Any, settings: Any) -> Any:
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"],
+        tokenizer=tokenizer,
+        unet=model["unet"],
+        scheduler=DDPMScheduler.from_config(scheduler_config(settings.prediction)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guidance: float = 3.0) -> list[np.ndarray]:
+    """One picture per caption, uint8 (H, W, 3), with DPM-Solver++ and a seed per picture."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    usual = pipeline.scheduler
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(usual.config)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
+    images = pipeline(
+        captions, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+    ).images
+    pipeline.scheduler = usual
+    return list((images * 255).round().astype(np.uint8))
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """A picture (3, H, W) in -1..1 as uint8 (H, W, 3)."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _save_model(config: PretrainConfig, run_folder: RunFolder, pipeline: Any, final: Path) -> None:
+    if config.half_weights:
+        pipeline.unet.half()
+        pipeline.vae.half()
+    with atomic_dir(final) as folder:
+        pipeline.save_pretrained(folder)
+    curve = [
+        {name: event[name] for name in ("step", "kind", "mse", "psnr") if name in event}
+        for event in run_folder.read_events()
+        if event["kind"].startswith("held_out")
+    ]
+    write_json(run_folder.summary, {"config": json.loads(config.model_dump_json()), "held_out": curve})

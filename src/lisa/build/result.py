@@ -1,0 +1,151 @@
+"""What a training leaves behind: sample grids, the side network with its card, fidelity, and the summary."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+import lisa
+from lisa.build.parts import DataParts
+from lisa.common.files import atomic_dir, write_json
+from lisa.common.runfolder import RunFolder
+from lisa.data.samples import Sample
+from lisa.evaluate import protocols
+from lisa.evaluate.runner import evaluate_images, fidelity_gain
+from lisa.export.card import loading_code, write_card
+from lisa.pairs import Pair
+from lisa.sample.grids import labelled_grid, save_png
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.train.config import TrainConfig
+from lisa.train.held_out import HeldOutMeter
+from lisa.train.loop import LoopState
+
+TITLES = ("condition", "without control", "with control", "ground truth")
+
+
+class Results:
+    """Samples from, and writes down, the side network in its current weights."""
+
+    def __init__(
+        self, config: TrainConfig, run_folder: RunFolder, accelerator: Accelerator, pair: Pair, data: DataParts
+    ) -> None:
+        self.config, self.run_folder, self.accelerator, self.pair = config, run_folder, accelerator, pair
+        self.data = data
+        self._without: dict[int, list[np.ndarray]] = {}
+
+    def held_out(self, count: int) -> list[Sample]:
+        """The first ``count`` held-out samples, at the size of the training."""
+        still = type(self.data.transform)(self.data.transform.size, self.data.transform.crop, seed=self.data.transform.seed)
+        return [still.sample(self.data.held_out[i], i) for i in range(min(count, len(self.data.held_out)))]
+
+    def pictures(self, samples: list[Sample], control_scale: float) -> list[np.ndarray]:
+        """One picture per sample; the seed is the sample's number, so arms and scales share their noise."""
+        settings = self.config.sample
+        pipeline = self.pair.pipeline()
+        fast_scheduler(pipeline)
+        requests = [Request(s.key, s.caption, s.condition, seed) for seed, s in enumerate(samples)]
+        sampler = SamplerSettings(settings.steps, settings.guidance, control_scale, settings.batch_size)
+        return [picture for _, picture in sample_pictures(pipeline, requests, sampler)]
+
+    def draw_samples(self, step: int) -> Path:
+        """The grid condition | without | with control | truth, for a few held-out samples."""
+        count = self.config.log.samples
+        samples = self.held_out(count)
+        if count not in self._without:  # the frozen network's pictures never change
+            self._without[count] = self.pictures(samples, 0.0)
+        made = self.pictures(samples, self.config.sample.control_scale)
+        rows = [
+            (s.condition, plain, controlled, s.image)
+            for s, plain, controlled in zip(samples, self._without[count], made, strict=True)
+        ]
+        path = self.run_folder.samples / f"step-{step:06d}.png"
+        save_png(labelled_grid(rows, TITLES), path)
+        self.run_folder.log(step, "samples", {"path": path.name})
+        return path
+
+    def save_side(self, folder: Path) -> None:
+        """The side network as a plain diffusers folder, with its card."""
+        config, spec = self.config, self.pair.spec
+        self.accelerator.unwrap_model(self.pair.side.callee, keep_fp32_wrapper=False)
+        self.pair.side.save(folder)
+        align = config.align
+        facts = {
+            "main network": config.model.path,
+            "condition": config.data.condition,
+            "data": config.data.source,
+            "steps": config.train.steps,
+            "batch size": config.train.batch_size * config.train.accumulation * self.accelerator.num_processes,
+            "learning rate": config.train.learning_rate,
+            "alignment": f"layer {align.layer or spec.default_layer}, weight {align.weight}, {align.weighting} weighting, "
+            f"{align.schedule} schedule (arXiv 2606.27192)"
+            if align.enabled
+            else "none (plain)",
+            "made with": f"lisa-diffusion {lisa.__version__}",
+        }
+        code = loading_code(self.pair.side.kind, spec.pipeline_name, str(self.run_folder.side_network), config.model.path)
+        write_card(folder, facts, loader=code, ema=config.train.ema)
+
+    def fidelity(self) -> dict[str, Any] | None:
+        """Fidelity with and without the side network on held-out samples, or None where no protocol judges the condition."""
+        samples = self.held_out(self.config.sample.count)
+        condition = self.config.data.condition
+        if not protocols.exists(condition, samples[0].truth is not None):
+            return None
+        sides = {
+            name: evaluate_images(self.pictures(samples, scale), samples, condition)
+            for name, scale in (("with", self.config.sample.control_scale), ("without", 0.0))
+        }
+        rule = sides["with"]
+        return {
+            **{name: result["fidelity"] for name, result in sides.items()},
+            "gain": fidelity_gain(sides["with"], sides["without"]).to_json(),
+            "metric": rule["fidelity_rule"],
+            "unit": rule["fidelity_unit"],
+            "protocol": rule["protocol"],
+            "samples": rule["samples"],
+        }
+
+    def finish(self, state: LoopState, held_out: HeldOutMeter, elapsed: float) -> dict[str, Any]:
+        """Save the side network, judge it, and write ``summary.json``. The summary is returned on every process."""
+        gap = held_out.read(state.step)
+        summary: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            with atomic_dir(self.run_folder.side_network) as folder:
+                self.save_side(folder)
+            with self.accelerator.autocast():
+                fidelity = self.fidelity()
+            summary = {
+                "model": self.config.model.path,
+                "pair": self.config.model.pair,
+                "condition": self.config.data.condition,
+                "arm": "lisa" if self.config.align.enabled else "plain",
+                "steps": state.step,
+                "seconds": round(state.seconds, 1),
+                "total_seconds": round(elapsed, 1),
+                "peak_rss_mb": round(peak_rss_mb(), 1),
+                "control_gain": gap.control_gain.to_json(),
+                "condition_gap": gap.gap.to_json(),
+                "decoder_r2": gap.decoder_r2.to_json(),
+                "onset": held_out.onset.onset,
+                "fidelity": fidelity,
+                "skipped": state.skipped,
+                "seed": self.config.seed,
+                "side_network": str(self.run_folder.side_network),
+                "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            }
+            write_json(self.run_folder.summary, summary)
+        self.accelerator.wait_for_everyone()
+        return summary
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

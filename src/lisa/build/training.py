@@ -1,0 +1,295 @@
+"""``lisa train``: everything put together, the loop run, the result evaluated and written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from lisa.build import parts
+from lisa.build.result import Results
+from lisa.common.errors import LisaError
+from lisa.common.runfolder import RunFolder
+from lisa.core.aligner import LikelihoodAligner
+from lisa.core.meter import LearningMeter
+from lisa.pairs import Pair, pair_spec
+from lisa.processes.draws import Draws
+from lisa.train import callbacks as cb
+from lisa.train.batches import BatchPlan
+from lisa.train.checkpoint import Checkpoints
+from lisa.train.config import TrainConfig
+from lisa.train.dataset import EncodedData, batches
+from lisa.train.held_out import HeldOutMeter
+from lisa.train.loop import LoopState, StepOutput, Training, run
+from lisa.train.settings import check_settings, load_settings, save_settings
+from lisa.train.step import ControlStep
+
+Summary = dict[str, Any]
+
+
+def train(config: TrainConfig | Mapping[str, Any] | str | Path) -> Summary | None:
+    """Train a side network.
+
+    Args:
+        config: a :class:`TrainConfig`, a mapping of its sections, or the path of a YAML file.
+
+    Returns:
+        The content of ``summary.json``; None if the training was interrupted (a checkpoint is then written, and
+        ``resume="latest"`` goes on from it).
+
+    Raises:
+        LisaError: anything wrong with configuration, data or models, before any long work; see ``lisa.common.errors``.
+        TrainingStopped: the loss was not finite too many steps in a row.
+    """
+    if isinstance(config, str | Path):
+        config = load_settings(TrainConfig, config)
+    elif not isinstance(config, TrainConfig):
+        config = check_settings(TrainConfig, dict(config))
+    started = time.monotonic()
+    run_folder = RunFolder(config.out)
+    run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
+    pair_spec(config.model.pair)
+    parts.check_optimizer(config)
+    data = parts.open_data(config.data, config.seed)
+    accelerator = _accelerator(config)
+    set_seed(config.seed)  # the side network's initial weights, the same in every arm
+    pair = parts.build_pair(config)
+    aligner, schedule = parts.build_alignment(config, pair)
+    if accelerator.is_main_process:
+        run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
+        save_settings(config, run_folder.config)
+    accelerator.wait_for_everyone()
+    pair.main.to(accelerator.device, _weight_dtype(config))
+    pair.side.module.to(accelerator.device).train()
+    built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data)
+    try:
+        finished = run(built.training)
+    finally:
+        accelerator.end_training()
+    if not finished:
+        return None
+    with built.final_weights():
+        return built.results.finish(built.training.state, built.held_out, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Built:
+    training: Training
+    held_out: HeldOutMeter
+    results: Results
+    final_weights: Any
+
+
+def _assemble(
+    config: TrainConfig,
+    run_folder: RunFolder,
+    accelerator: Accelerator,
+    pair: Pair,
+    aligner: LikelihoodAligner | None,
+    schedule: Any,
+    data: parts.DataParts,
+) -> _Built:
+    """Data, optimiser, meters and callbacks around the pair."""
+    from diffusers.optimization import get_scheduler
+
+    settings, draws = config.train, Draws(config.seed)
+    train_data, held_data = _encode(config, accelerator, pair, data)
+    optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
+    # One call of step() per optimiser step: the schedule is not handed to accelerate, which would step once per process.
+    scheduler = get_scheduler(
+        settings.lr_schedule,
+        optimizer,
+        num_warmup_steps=min(settings.warmup, settings.steps),
+        num_training_steps=settings.steps,
+    )
+    align = _prepare(accelerator, pair, aligner)
+    optimizer = accelerator.prepare(optimizer)
+    ema, final_weights = _moving_average(config, pair)
+    meter, state = LearningMeter(), LoopState()
+    held_out = HeldOutMeter(
+        pair, aligner, schedule, held_data, draws, config.log.held_out_levels, settings.batch_size, accelerator
+    )
+    kept = [state, scheduler, meter, held_out, schedule, ema]
+    accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
+    results = Results(config, run_folder, accelerator, pair, data)
+    control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout)
+    checkpoints = Checkpoints(
+        run_folder, accelerator, _exports(results, aligner, final_weights), config.log.checkpoint_limit
+    )
+    training = Training(
+        accelerator=accelerator,
+        step=_under_autocast(control_step, accelerator),
+        batches=partial(
+            _batches, train_data, _plan(config, accelerator, len(data.train)), accelerator.device, config.data.workers
+        ),
+        modules=[pair.side.callee] if align is None else [pair.side.callee, align],
+        optimizer=optimizer,
+        scheduler=scheduler,
+        total_steps=settings.steps,
+        clip=clip,
+        state=state,
+        max_skipped=settings.max_skipped,
+        callbacks=_callbacks(config, run_folder, accelerator, held_out, meter, ema, pair, results, checkpoints, final_weights),
+    )
+    if config.resume is not None:
+        checkpoint = checkpoints.find(config.resume)
+        if checkpoint is not None:
+            checkpoints.load(checkpoint)
+            if accelerator.is_main_process:
+                run_folder.log(state.step, "resumed", {"checkpoint": checkpoint.name})
+    return _Built(training, held_out, results, final_weights)
+
+
+def _callbacks(
+    config: TrainConfig,
+    run_folder: RunFolder,
+    accelerator: Accelerator,
+    held_out: HeldOutMeter,
+    meter: LearningMeter,
+    ema: Any,
+    pair: Pair,
+    results: Results,
+    checkpoints: Checkpoints,
+    final_weights: Any,
+) -> list[Any]:
+    log = config.log
+    shown: dict[str, float] = {}
+
+    def read_meter() -> dict[str, float]:
+        reading = meter.read()
+        meter.reset()
+        if not reading.count:
+            return {}
+        shown["control gain"] = reading.control_gain
+        return {"control_gain": reading.control_gain, "decoder_r2": reading.decoder_r2}
+
+    def read_held_out(step: int) -> None:
+        gap = held_out.read(step)
+        shown["held-out gap"] = gap.gap.value
+        if accelerator.is_main_process:
+            run_folder.log(step, "held_out", {**gap.to_json(), "onset": held_out.onset.onset})
+            flat = {f"held_out/{name}": value["value"] for name, value in gap.to_json().items()}
+            accelerator.log({name: value for name, value in flat.items() if value is not None}, step=step)
+
+    def draw(step: int) -> None:
+        if accelerator.is_main_process:
+            with final_weights(), accelerator.autocast():
+                results.draw_samples(step)
+        accelerator.wait_for_everyone()
+
+    def describe(logs: Mapping[str, Tensor]) -> str:
+        figures = [f"loss {float(logs['loss']):.3f}", *[f"{name} {value:.3f}" for name, value in shown.items()]]
+        return "  ".join(figures)
+
+    return [
+        *([cb.MovingAverage(ema, pair.side.module.parameters)] if ema is not None else []),
+        cb.Every(log.held_out_every, read_held_out, at_start=True),
+        cb.EventLog(run_folder, log.every, read_meter),
+        cb.Every(log.samples_every, draw),
+        cb.SaveCheckpoints(checkpoints, log.checkpoint_every),
+        cb.Progress("train", describe, every=max(log.every, 50)),
+    ]
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    tracker = None if config.log.tracker == "none" else config.log.tracker
+    if tracker == "wandb":
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise LisaError(
+                "log.tracker=wandb needs the package wandb", "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard"
+            ) from None
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.train.accumulation,
+        mixed_precision=config.train.mixed_precision,
+        log_with=tracker,
+        project_dir=str(config.out),
+    )
+    return accelerator
+
+
+def _encode(
+    config: TrainConfig, accelerator: Accelerator, pair: Pair, data: parts.DataParts
+) -> tuple[EncodedData, EncodedData]:
+    """The main process fills the cache, the others read it."""
+    with accelerator.main_process_first():
+        cache, cached = parts.cache_folder(config), config.data.cache
+        train = EncodedData(data.train, pair.main, data.transform, cache, cached)
+        still = type(data.transform)(data.transform.size, data.transform.crop, False, data.transform.seed)
+        return train, EncodedData(data.held_out, pair.main, still, cache, cached)
+
+
+def _plan(config: TrainConfig, accelerator: Accelerator, count: int) -> BatchPlan:
+    return BatchPlan(
+        count, config.train.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+    )
+
+
+def _batches(data: EncodedData, plan: BatchPlan, device: torch.device, workers: int, start: int) -> Iterator[Any]:
+    return batches(data, plan, start, device, workers)
+
+
+def _prepare(accelerator: Accelerator, pair: Pair, aligner: LikelihoodAligner | None) -> Any:
+    """Hand both trained modules to accelerate; returns what to call for the alignment."""
+    pair.side.callee = accelerator.prepare(pair.side.module)
+    return None if aligner is None else accelerator.prepare(aligner.to(accelerator.device))
+
+
+def _moving_average(config: TrainConfig, pair: Pair) -> tuple[Any, Any]:
+    """diffusers' EMAModel if it is on, and a context in which the side network has the weights that are given away."""
+    from diffusers.training_utils import EMAModel
+
+    module = pair.side.module
+    ema = None if config.train.ema is None else EMAModel(module.parameters(), decay=config.train.ema)
+
+    @contextmanager
+    def final_weights() -> Iterator[None]:
+        training = module.training
+        module.eval()
+        if ema is not None:
+            ema.store(module.parameters())
+            ema.copy_to(module.parameters())
+        try:
+            yield
+        finally:
+            if ema is not None:
+                ema.restore(module.parameters())
+            module.train(training)
+
+    return ema, final_weights
+
+
+def _exports(results: Results, aligner: LikelihoodAligner | None, final_weights: Any) -> dict[str, Any]:
+    """What a checkpoint holds beside accelerate's state."""
+    from safetensors.torch import save_file
+
+    def side(folder: Path) -> None:
+        with final_weights():
+            results.save_side(folder)
+
+    def decoder(path: Path) -> None:
+        save_file({name: value.contiguous() for name, value in aligner.state_dict().items()}, path)  # type: ignore[union-attr]
+
+    return {"side_network": side, **({"decoder.safetensors": decoder} if aligner is not None else {})}
+
+
+def _under_autocast(step: ControlStep, accelerator: Accelerator) -> Any:
+    def call(batch: Any, number: int) -> StepOutput:
+        with accelerator.autocast():
+            return step(batch, number)
+
+    return call
+
+
+def _weight_dtype(config: TrainConfig) -> torch.dtype:
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.train.mixed_precision]

@@ -1,0 +1,38 @@
+"""``lisa prepare`` and ``lisa photos``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures (captions as .txt beside them, if any).")],
+    condition: Annotated[str, typer.Option("--condition", help="canny, edges, lowres, gray or blur.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: FOLDER-CONDITION.")] = None,
+    size: Annotated[int | None, typer.Option("--size", min=16, help="Crop to squares of that many pixels.")] = None,
+    crops: Annotated[int, typer.Option("--crops", min=1, help="Crops per picture.")] = 1,
+    caption: Annotated[
+        str | None, typer.Option("--caption", help="Caption of pictures without one; {name} is the file's name.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything again.")] = False,
+) -> None:
+    """Make conditions for a folder of photographs: a folder that lisa train takes."""
+    from lisa.data.prepare import prepare as run
+
+    report = run(
+        folder, condition, out, size=size, crops_per_image=crops, caption=caption, overwrite=overwrite
+    )
+    typer.echo(str(report))
+
+
+def photos(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path("photos"),
+) -> None:
+    """Write the photographs that scikit-image carries, with captions: something real to try things on."""
+    from lisa.data.photos import export_sample_photos
+
+    written = export_sample_photos(out)
+    typer.echo(f"{len(written)} photographs in {out}")

@@ -1,0 +1,35 @@
+"""What a finished training prints: the meter, fidelity with and without the side network, and how to load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lisa.cli.common import show_interval
+from lisa.train.config import TrainConfig
+
+
+def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
+    """A table of the figures and the lines that load the result."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lisa.export.card import loading_code
+    from lisa.pairs import pair_spec
+
+    console = Console(highlight=False)
+    table = Table(title=f"{summary['arm']} on {summary['condition']}, {summary['steps']} steps, {summary['seconds']:.0f} s")
+    table.add_column("held-out samples")
+    table.add_column("value [95% interval]", justify="right")
+    table.add_row("control gain", show_interval(summary["control_gain"]))
+    table.add_row("condition gap", show_interval(summary["condition_gap"]))
+    fidelity = summary["fidelity"]
+    if fidelity is not None:
+        unit = f" {fidelity['unit']}" if fidelity["unit"] else ""
+        table.add_row(f"fidelity ({fidelity['metric']}{unit}) without", show_interval(fidelity["without"]))
+        table.add_row(f"fidelity ({fidelity['metric']}{unit}) with", show_interval(fidelity["with"]))
+        table.add_row("gain in fidelity", show_interval(fidelity["gain"]))
+    console.print(table)
+    spec = pair_spec(config.model.pair)
+    console.print(f"\nside network: {summary['side_network']}\nload it with:\n", markup=False)
+    code = loading_code("ControlNetModel", spec.pipeline_name, summary["side_network"], config.model.path)
+    console.print(code, markup=False, soft_wrap=True)

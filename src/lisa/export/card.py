@@ -1,0 +1,51 @@
+"""The model card beside a side network's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lisa.common.files import write_text
+
+
+def write_card(folder: Path, facts: Mapping[str, Any], *, loader: str, ema: float | None) -> None:
+    """Write ``README.md`` with what the weights are, how they were trained and how to load them.
+
+    Args:
+        folder: of the side network.
+        facts: rows of the table.
+        loader: Python code that loads the network.
+        ema: decay of the exponential average these weights are, or None for the raw weights.
+    """
+    weights = "the raw weights of the last step" if ema is None else f"an exponential average (decay {ema}) over steps"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    text = f"""---
+library_name: diffusers
+tags: [controlnet, diffusers, lisa]
+---
+
+# Side network trained with LISA
+
+These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model.
+
+| | |
+|---|---|
+{rows}
+
+```python
+{loader}
+```
+"""
+    write_text(folder / "README.md", text)
+
+
+def loading_code(side_class: str, pipeline_class: str, folder: str, model: str) -> str:
+    """The three lines that load a side network into its pipeline."""
+    source = f'lisa.zoo.path("{model}")' if model == "tiny-sd" else f'"{model}"'
+    head = "import lisa\n" if model == "tiny-sd" else ""
+    return (
+        f"{head}from diffusers import {side_class}, {pipeline_class}\n"
+        f'side = {side_class}.from_pretrained("{folder}")\n'
+        f"pipe = {pipeline_class}.from_pretrained({source}, controlnet=side, safety_checker=None)"
+    )
