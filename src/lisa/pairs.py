@@ -21,7 +21,7 @@ from lisa.sides.controlnet import ControlNetSide
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition`` pixels in 0..1."""
+    """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition`` in 0..1."""
 
     x_t: Tensor
     t: Tensor
@@ -75,7 +75,7 @@ class Pair:
             return self.main.forward(inputs.x_t, inputs.t, inputs.context, residuals)
 
     def pipeline(self, side_module: nn.Module | None = None) -> Any:
-        """The diffusers pipeline that loads the result, around this main network and ``side_module`` (default: ours)."""
+        """The diffusers pipeline around this main network and ``side_module`` (default: ours)."""
         return self.spec.pipeline(self.main, side_module if side_module is not None else self.side.module)
 
 

@@ -2,8 +2,8 @@
 
 With a ControlNet the control enters a UNet at the skip connections and after the middle block, so the down blocks and
 the middle block give the same output with and without it (method.md, "Cost"). The prior pass runs first, without
-gradient, and its outputs of these modules are kept; in the controlled pass the modules are replaced by stubs that return
-them. Outputs and gradients equal those of two separate passes bit for bit.
+gradient, and its outputs of these modules are kept; in the controlled pass stubs in place of the modules return them.
+Outputs and gradients equal those of two separate passes bit for bit.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class MainNetwork(Protocol):
         """Latents to pixels in -1..1."""
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, residuals: Any = None) -> Tensor:
-        """The prediction for noisy latents ``x_t`` at process time ``t``; ``residuals`` as the side network gave them."""
+        """The prediction for ``x_t`` at process time ``t``; ``residuals`` as the side network gave them."""
 
     def shared_modules(self) -> list[nn.Module]:
         """Modules upstream of where a ControlNet enters; a pair decides whether they may be shared."""

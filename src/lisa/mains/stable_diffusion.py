@@ -128,7 +128,7 @@ def load_stable_diffusion(source: str, *, variant: str | None = None, config: st
     """Load a diffusers folder, a Hub name, or a single-file checkpoint.
 
     Args:
-        source: a folder with ``model_index.json``, a Hub name such as ``owner/model``, or a ``.safetensors``/``.ckpt`` file.
+        source: a folder with ``model_index.json``, a Hub name (``owner/model``), or a ``.safetensors``/``.ckpt`` file.
         variant: file variant such as ``fp16`` (found by itself in a folder that has no other); computed with in float32
             whatever they are stored in.
         config: for single files: a folder (or Hub name) in diffusers' layout that tells the architecture.

@@ -15,7 +15,7 @@ Context = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that can be aligned: the input of the module at ``path``, ``channels`` wide, at ``stride`` of the latent."""
+    """A layer that can be aligned: the input of the module at ``path``, its channels and its stride in the latent."""
 
     name: str
     path: str

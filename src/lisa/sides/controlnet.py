@@ -26,6 +26,7 @@ class ControlNetSide:
 
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
+        self.callee: Any = module  # what forward() calls: the trainer puts the distributed wrapper here
 
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetSide:
@@ -54,7 +55,7 @@ class ControlNetSide:
 
     @classmethod
     def from_folder(cls, folder: str) -> ControlNetSide:
-        """An existing ControlNet (a folder in diffusers' layout, a folder that contains ``side_network/``, or a Hub name).
+        """An existing ControlNet: a folder in diffusers' layout, a run folder, or a Hub name.
 
         Raises:
             LisaError: it cannot be loaded, is of another class, or lacks weights (which would silently be random).
@@ -80,7 +81,7 @@ class ControlNetSide:
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """``(down, mid)``: what ``UNet2DConditionModel`` takes as additional residuals."""
         module = self.module
-        return module(
+        return self.callee(
             in_dtype_of(module, x_t),
             t,
             in_dtype_of(module, context["encoder_hidden_states"]),

@@ -1,4 +1,4 @@
-"""The layer names of side networks: ``down.5``, ``mid``, ``block.3``. Known by attribute, so nothing heavy is imported."""
+"""Layer names of side networks: ``down.5``, ``mid``, ``block.3``. Told by attribute, so nothing heavy is imported."""
 
 from __future__ import annotations
 

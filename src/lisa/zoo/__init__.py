@@ -26,7 +26,7 @@ def path(name: str) -> str:
     if not (folder / "model_index.json").is_file():
         raise LisaError(
             f"the embedded model {name!r} is not in this installation ({str(folder)!r} has no model_index.json)",
-            f"Install lisa-diffusion again, or make the model with its recipe: lisa pretrain {folder.parent / 'recipe.yaml'}",
+            f"Install lisa-diffusion again, or make it with its recipe: lisa pretrain {folder.parent / 'recipe.yaml'}",
         )
     return str(folder)
 
