@@ -124,6 +124,17 @@ def test_a_replacement_cut_short_is_undone(tmp_path):
     assert (target / "weights").read_text() == "good" and names(tmp_path) == ["checkpoint"]
 
 
+def test_a_replacement_cut_short_is_undone_before_the_next_attempt(tmp_path):
+    target = tmp_path / "checkpoint"
+    write_text(tmp_path / ".old-checkpoint" / "weights", "good")
+    with pytest.raises(KeyError), atomic_dir(target):
+        raise KeyError
+    assert (target / "weights").read_text() == "good" and names(tmp_path) == ["checkpoint"]
+    write_text(tmp_path / ".old-checkpoint" / "weights", "older")  # killed after the second rename: the new one counts
+    assert not restore_dir(target)
+    assert (target / "weights").read_text() == "good" and names(tmp_path) == ["checkpoint"]
+
+
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
     target = tmp_path / "checkpoint"
     write_text(target / "weights", "good")

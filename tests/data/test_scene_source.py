@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 
 import numpy as np
@@ -40,6 +41,7 @@ def test_every_setting_that_affects_the_samples_is_in_the_fingerprint():
     edges, depth = ScenesSource("edges"), ScenesSource("depth")
     assert edges.part_fingerprint("image") == depth.part_fingerprint("image")
     assert edges.part_fingerprint("condition") != depth.part_fingerprint("condition")
+    assert ScenesSource(size=32).part_fingerprint("image") != ScenesSource(size=64).part_fingerprint("image")
     assert ScenesSource(size=32).part_fingerprint("caption") == ScenesSource(size=64).part_fingerprint("caption")
 
 
@@ -117,6 +119,8 @@ def test_labels_can_be_read_back_from_the_picture(scene):
 def test_scenes_are_what_they_were():
     """The embedded model is pretrained on these very pictures. Coarse numbers: sines differ in their last bits."""
     assert make_scene(0, 0).caption() == PINNED_CAPTIONS[0] and make_scene(1, 12345).caption() == PINNED_CAPTIONS[1]
+    captions = "\n".join(make_scene(9, index).caption() for index in range(100))
+    assert hashlib.sha256(captions.encode()).hexdigest()[:16] == PINNED_HASH
     for (seed, index), pinned in PINNED_MEANS.items():
         means = make_scene(seed, index).image(64).reshape(2, 32, 2, 32, 3).mean((1, 3)).reshape(4, 3)
         assert np.abs(means - np.asarray(pinned)).max() < 1
@@ -126,6 +130,7 @@ def test_every_condition_has_its_drawing():
     assert tuple(scenes._DRAW) == SCENE_CONDITIONS
 
 
+PINNED_HASH = "ad0bd6d714a12c75"
 PINNED_CAPTIONS = (
     "a small yellow triangle and a medium pink circle in front of a medium blue triangle"
     " on a textured white background",

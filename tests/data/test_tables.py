@@ -73,6 +73,10 @@ def test_a_folder_of_parquet_files_and_named_columns(table, options):
 def test_the_fingerprint_follows_the_files_bytes(table, options):
     first = parquet(table(), **options)
     assert parquet(table(), **options).fingerprint == first.fingerprint
+    elsewhere = table().rename(table().with_name("moved.parquet"))
+    assert parquet(elsewhere, **options).fingerprint == first.fingerprint
+    other = [{"bytes": encoded(picture(9 + i)), "path": None} for i in range(5)]
+    assert parquet(table(image=other), **options).part_fingerprint("image") != first.part_fingerprint("image")
     changed = parquet(table(text=["other"] * 5), **options)
     assert changed.fingerprint != first.fingerprint
     assert changed.part_fingerprint("caption") != first.part_fingerprint("caption")

@@ -64,7 +64,7 @@ def test_depth_rmse_by_hand():
     truth = np.zeros((2, 2))
     assert depth_rmse.score(truth, truth) == 0 and depth_rmse.score(truth, truth + 1) == 1
     assert depth_rmse.score(truth, np.asarray([[0.6, 0], [0, 0.8]])) == pytest.approx(0.5)
-    assert depth_rmse.score(np.uint8([[0, 1]]), np.uint8([[1, 0]])) == 1, "unsigned numbers do not wrap around"
+    assert depth_rmse.score(np.uint8([[0, 20]]), np.uint8([[20, 0]])) == 20, "unsigned numbers do not wrap around"
 
 
 def square(row, column, side=6, label=1, size=40):

@@ -56,10 +56,8 @@ def test_on_scenes_fidelity_falls_with_every_pixel_of_displacement(scenes, condi
     assert shifted == sorted(shifted, reverse=True) and shifted[0] > shifted[2] + 0.03
 
 
-@pytest.mark.parametrize("condition", SCENE_CONDITIONS)
+@pytest.mark.parametrize("condition", [c for c in SCENE_CONDITIONS if c != "lowres"])  # its fidelity is the error
 def test_on_scenes_noise_as_a_vae_leaves_it_hardly_matters(scenes, condition):
-    if condition == "lowres":
-        pytest.skip("its fidelity is the error itself")
     rng = np.random.default_rng(0)
     noisy = [np.clip(s.image + rng.normal(0, 4, s.image.shape), 0, 255).astype(np.uint8) for s in scenes]
     protocol = protocols.find(condition, exact=True)
