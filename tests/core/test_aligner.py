@@ -229,7 +229,7 @@ def test_weight_can_be_set_to_zero_and_back(make_side) -> None:
         side(x)
         assert torch.isfinite(aligner(target, prior, t).r2), "held-out readings go on at weight 0"
     aligner.weight = 0.7
-    with pytest.raises(LisaError, match="weight is 0|no feature"):
+    with pytest.raises(LisaError, match=r"weight is 0|no feature"):
         aligner(target, prior, t)
     side(x)
     terms = aligner(target, prior, t)

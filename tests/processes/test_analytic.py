@@ -1,7 +1,7 @@
 """The method's table, proven where everything is known: (x_0, c) jointly Gaussian.
 
-The means of the target under the prior p(. | x_t) and the posterior p(. | x_t, c) come from Gaussian conditioning of the
-joint (x_0, noise); the likelihood score g comes from differentiating log p(c | x_t). Nothing is shared between the two.
+The means of the target under the prior p(. | x_t) and the posterior p(. | x_t, c) come from Gaussian conditioning of
+the joint (x_0, noise); the likelihood score g comes from differentiating log p(c | x_t). The two share nothing.
 """
 
 from __future__ import annotations
