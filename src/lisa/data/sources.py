@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class ScenesSource:
         self.condition, self.seed, self.count, self.size, self.start = condition, seed, count, size, start
         self.name = _SCENES if condition is None else f"{_SCENES}:{condition}"
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """``scene-<seed>-<number>``."""
         return [self._key(i) for i in range(self.count)]
 
-    @property
+    @cached_property
     def captions(self) -> list[str]:
         """Captions without drawing any picture."""
         return [scenes.make_scene(self.seed, self.start + i).caption() for i in range(self.count)]
