@@ -58,6 +58,11 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
     return DataParts(train, held_out, transform, notes)
 
 
+def still(transform: PairedTransform) -> PairedTransform:
+    """The same geometry without flips, for held-out samples."""
+    return PairedTransform(transform.size, transform.crop, False, transform.seed, transform.condition_resample)
+
+
 def model_source(settings: ModelSettings) -> str:
     """Path or Hub name of the main network; embedded models by their name."""
     from lisa import zoo
@@ -90,7 +95,9 @@ def build_pair(config: TrainConfig) -> Pair:
 def check_size(size: tuple[int, int], latent_factor: int) -> None:
     """Pixels must be a multiple of the latent factor."""
     if any(side % latent_factor for side in size):
-        raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {latent_factor}")
+        raise LisaError(
+            f"data.size is {size}", f"For this main network both sides must be multiples of {latent_factor}"
+        )
 
 
 def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:
@@ -150,7 +157,9 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def _adamw_8bit(device: torch.device) -> Any:
-    remedy = "Install the extra: pip install 'lisa-diffusion[bnb]', on a machine with CUDA; or set train.optimizer=adamw"
+    remedy = (
+        "Install the extra: pip install 'lisa-diffusion[bnb]', on a machine with CUDA; or set train.optimizer=adamw"
+    )
     try:
         from bitsandbytes.optim import AdamW8bit
     except (ImportError, RuntimeError) as error:

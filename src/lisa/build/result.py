@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 import lisa
-from lisa.build.parts import DataParts
+from lisa.build import parts
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.runfolder import RunFolder
 from lisa.data.samples import Sample
@@ -34,15 +34,16 @@ class Results:
     """Samples from, and writes down, the side network in its current weights."""
 
     def __init__(
-        self, config: TrainConfig, run_folder: RunFolder, accelerator: Accelerator, pair: Pair, data: DataParts
+        self, config: TrainConfig, run_folder: RunFolder, accelerator: Accelerator, pair: Pair, data: parts.DataParts
     ) -> None:
         self.config, self.run_folder, self.accelerator, self.pair = config, run_folder, accelerator, pair
         self.data = data
-        self._without: dict[int, list[np.ndarray]] = {}
+        self._without: list[np.ndarray] = []  # the frozen network's pictures, which never change
+        self.picture: Path | None = None
 
     def held_out(self, count: int) -> list[Sample]:
         """The first ``count`` held-out samples, at the size of the training."""
-        still = type(self.data.transform)(self.data.transform.size, self.data.transform.crop, seed=self.data.transform.seed)
+        still = parts.still(self.data.transform)
         return [still.sample(self.data.held_out[i], i) for i in range(min(count, len(self.data.held_out)))]
 
     def pictures(self, samples: list[Sample], control_scale: float) -> list[np.ndarray]:
@@ -58,15 +59,15 @@ class Results:
         """The grid condition | without | with control | truth, for a few held-out samples."""
         count = self.config.log.samples
         samples = self.held_out(count)
-        if count not in self._without:  # the frozen network's pictures never change
-            self._without[count] = self.pictures(samples, 0.0)
+        self._without = self._without or self.pictures(samples, 0.0)
         made = self.pictures(samples, self.config.sample.control_scale)
         rows = [
             (s.condition, plain, controlled, s.image)
-            for s, plain, controlled in zip(samples, self._without[count], made, strict=True)
+            for s, plain, controlled in zip(samples, self._without, made, strict=True)
         ]
         path = self.run_folder.samples / f"step-{step:06d}.png"
         save_png(labelled_grid(rows, TITLES), path)
+        self.picture = path
         self.run_folder.log(step, "samples", {"path": path.name})
         return path
 
@@ -89,7 +90,9 @@ class Results:
             else "none (plain)",
             "made with": f"lisa-diffusion {lisa.__version__}",
         }
-        code = loading_code(self.pair.side.kind, spec.pipeline_name, str(self.run_folder.side_network), config.model.path)
+        code = loading_code(
+            self.pair.side.kind, spec.pipeline_name, str(self.run_folder.side_network), config.model.path
+        )
         write_card(folder, facts, loader=code, ema=config.train.ema)
 
     def fidelity(self) -> dict[str, Any] | None:
@@ -138,6 +141,7 @@ class Results:
                 "skipped": state.skipped,
                 "seed": self.config.seed,
                 "side_network": str(self.run_folder.side_network),
+                "picture": str(self.picture),
                 "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
             }
             write_json(self.run_folder.summary, summary)

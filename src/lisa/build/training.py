@@ -36,11 +36,12 @@ from lisa.train.step import ControlStep
 Summary = dict[str, Any]
 
 
-def train(config: TrainConfig | Mapping[str, Any] | str | Path) -> Summary | None:
+def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool = False) -> Summary | None:
     """Train a side network.
 
     Args:
         config: a :class:`TrainConfig`, a mapping of its sections, or the path of a YAML file.
+        quiet: no progress bar.
 
     Returns:
         The content of ``summary.json``; None if the training was interrupted (a checkpoint is then written, and
@@ -68,9 +69,10 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path) -> Summary | Non
         run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
         save_settings(config, run_folder.config)
     accelerator.wait_for_everyone()
+    accelerator.init_trackers("tracker", config={"config": config.model_dump_json()})
     pair.main.to(accelerator.device, _weight_dtype(config))
     pair.side.module.to(accelerator.device).train()
-    built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data)
+    built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
     try:
         finished = run(built.training)
     finally:
@@ -97,6 +99,7 @@ def _assemble(
     aligner: LikelihoodAligner | None,
     schedule: Any,
     data: parts.DataParts,
+    quiet: bool,
 ) -> _Built:
     """Data, optimiser, meters and callbacks around the pair."""
     from diffusers.optimization import get_scheduler
@@ -138,7 +141,9 @@ def _assemble(
         clip=clip,
         state=state,
         max_skipped=settings.max_skipped,
-        callbacks=_callbacks(config, run_folder, accelerator, held_out, meter, ema, pair, results, checkpoints, final_weights),
+        callbacks=_callbacks(
+            config, run_folder, accelerator, held_out, meter, ema, pair, results, checkpoints, final_weights, quiet
+        ),
     )
     if config.resume is not None:
         checkpoint = checkpoints.find(config.resume)
@@ -160,6 +165,7 @@ def _callbacks(
     results: Results,
     checkpoints: Checkpoints,
     final_weights: Any,
+    quiet: bool,
 ) -> list[Any]:
     log = config.log
     shown: dict[str, float] = {}
@@ -196,7 +202,7 @@ def _callbacks(
         cb.EventLog(run_folder, log.every, read_meter),
         cb.Every(log.samples_every, draw),
         cb.SaveCheckpoints(checkpoints, log.checkpoint_every),
-        cb.Progress("train", describe, every=max(log.every, 50)),
+        *([] if quiet else [cb.Progress("train", describe, every=max(log.every, 50))]),
     ]
 
 
@@ -207,7 +213,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             import wandb  # noqa: F401
         except ImportError:
             raise LisaError(
-                "log.tracker=wandb needs the package wandb", "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard"
+                "log.tracker=wandb needs the package wandb",
+                "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard",
             ) from None
     accelerator = Accelerator(
         gradient_accumulation_steps=config.train.accumulation,
@@ -225,14 +232,11 @@ def _encode(
     with accelerator.main_process_first():
         cache, cached = parts.cache_folder(config), config.data.cache
         train = EncodedData(data.train, pair.main, data.transform, cache, cached)
-        still = type(data.transform)(data.transform.size, data.transform.crop, False, data.transform.seed)
-        return train, EncodedData(data.held_out, pair.main, still, cache, cached)
+        return train, EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached)
 
 
 def _plan(config: TrainConfig, accelerator: Accelerator, count: int) -> BatchPlan:
-    return BatchPlan(
-        count, config.train.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
-    )
+    return BatchPlan(count, config.train.batch_size, config.seed, accelerator.process_index, accelerator.num_processes)
 
 
 def _batches(data: EncodedData, plan: BatchPlan, device: torch.device, workers: int, start: int) -> Iterator[Any]:

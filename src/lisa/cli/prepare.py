@@ -22,9 +22,7 @@ def prepare(
     """Make conditions for a folder of photographs: a folder that lisa train takes."""
     from lisa.data.prepare import prepare as run
 
-    report = run(
-        folder, condition, out, size=size, crops_per_image=crops, caption=caption, overwrite=overwrite
-    )
+    report = run(folder, condition, out, size=size, crops_per_image=crops, caption=caption, overwrite=overwrite)
     typer.echo(str(report))
 
 

@@ -17,7 +17,9 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     from lisa.pairs import pair_spec
 
     console = Console(highlight=False)
-    table = Table(title=f"{summary['arm']} on {summary['condition']}, {summary['steps']} steps, {summary['seconds']:.0f} s")
+    table = Table(
+        title=f"{summary['arm']} on {summary['condition']}, {summary['steps']} steps, {summary['seconds']:.0f} s"
+    )
     table.add_column("held-out samples")
     table.add_column("value [95% interval]", justify="right")
     table.add_row("control gain", show_interval(summary["control_gain"]))

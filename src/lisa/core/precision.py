@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
-    """``tensor`` in the floating-point type of ``network``'s parameters.
+    """``tensor`` in the floating-point type of ``network``'s parameters; unchanged under autocast, which casts itself.
 
-    As it is under autocast, which casts by itself. A frozen network in bf16 beside a side network in fp32 is the usual case, and sampling and evaluation may run
+    A frozen network in bf16 beside a side network in fp32 is the usual case, and sampling and evaluation may run
     outside autocast.
     """
     if torch.is_autocast_enabled(tensor.device.type) or not tensor.is_floating_point():

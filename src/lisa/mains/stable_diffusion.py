@@ -48,7 +48,7 @@ class StableDiffusionMain:
         self._scaling = float(pipeline.vae.config.scaling_factor)
         self._shift = float(getattr(pipeline.vae.config, "shift_factor", None) or 0.0)
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval()
+            module.requires_grad_(False).eval().float()
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's own ``encode_prompt``; ``{"encoder_hidden_states": (B, L, D)}``."""
@@ -113,11 +113,11 @@ class StableDiffusionMain:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """The VAE stays in float32: SD's overflows in float16 and its latents are worth the precision."""
-        self.network.to(device, dtype)
-        if self.pipeline.text_encoder is not None:
-            self.pipeline.text_encoder.to(device, dtype)
-        if self.pipeline.vae is not None:
-            self.pipeline.vae.to(device, torch.float32)
+        types = {"network": dtype, "text_encoder": dtype, "vae": torch.float32}
+        modules = {"network": self.network, "text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
+        for name, module in modules.items():
+            if module is not None:
+                nn.Module.to(module, device, types[name])  # diffusers' own to() warns about nothing with every cast
 
     def _need(self, name: str) -> None:
         if getattr(self.pipeline, name) is None:
@@ -163,7 +163,6 @@ def _from_folder(source: str, variant: str | None) -> Any:
         feature_extractor=None,
         image_encoder=None,
         requires_safety_checker=False,
-        torch_dtype=torch.float32,
     )
 
 
@@ -177,7 +176,6 @@ def _from_file(source: str, config: str | None) -> Any:
         feature_extractor=None,
         image_encoder=None,
         requires_safety_checker=False,
-        torch_dtype=torch.float32,
         **options,
     )
 

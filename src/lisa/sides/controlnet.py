@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
@@ -64,9 +63,7 @@ class ControlNetSide:
 
         source, variant = _find(folder)
         try:
-            module, found = ControlNetModel.from_pretrained(
-                source, variant=variant, torch_dtype=torch.float32, output_loading_info=True
-            )
+            module, found = ControlNetModel.from_pretrained(source, variant=variant, output_loading_info=True)
         except Exception as error:  # many kinds; all mean: this cannot be loaded
             raise LisaError(f"the side network {folder!r} cannot be loaded: {first_line(error)}", _REMEDY) from error
         wrong = sorted(found["missing_keys"]) + sorted(found["unexpected_keys"])
@@ -76,7 +73,7 @@ class ControlNetSide:
                 f"or too many ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})",
                 _REMEDY,
             )
-        return cls(module)
+        return cls(module.float())
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """``(down, mid)``: what ``UNet2DConditionModel`` takes as additional residuals."""

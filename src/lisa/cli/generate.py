@@ -1,0 +1,63 @@
+"""``lisa generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run folder: its model, side network and held-out data.")
+    ] = None,
+    side: Annotated[
+        str | None, typer.Option("--side", help="Side network folder or Hub name, instead of --run's.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Main network, instead of --run's.")] = None,
+    condition: Annotated[
+        Path | None, typer.Option("--condition", help="Condition image, or a folder of them, instead of held-out data.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt for every condition image.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="JSON file: name of the condition image -> prompt.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("generated"),
+    count: Annotated[int | None, typer.Option("--count", min=1, help="At most that many pictures.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1: none.")] = 3.0,
+    scale: Annotated[float, typer.Option("--scale", min=0, help="Scale of the side network; 0: without it.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures sampled together.")] = 8,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Generate pictures under conditions; what exists is not made again."""
+    from lisa.cli.common import print_json, quiet_libraries
+
+    quiet_libraries()
+    from lisa.build.generation import GenerateOptions
+    from lisa.build.generation import generate as make
+
+    options = GenerateOptions(
+        run=run,
+        side=side,
+        model=model,
+        condition=condition,
+        prompt=prompt,
+        prompts=prompts,
+        out=out,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        scale=scale,
+        seed=seed,
+        batch=batch,
+        overwrite=overwrite,
+    )
+    result = make(options, progress=None if as_json else typer.echo)
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{result['made']} made, {result['kept']} kept, in {out}")
