@@ -14,7 +14,7 @@ import lisa
 from lisa.common.errors import LisaError
 from lisa.sharing import SharedPrefix
 
-SIZES = [(32, 32), (30, 30), (18, 18), (18, 30), (16, 24)]
+SIZES = [(32, 32), (30, 30), (18, 18), (12, 22)]
 
 
 def step(pair, height, width, *, checkpointing=False, autocast=False, layer="down.5"):
@@ -30,7 +30,7 @@ def step(pair, height, width, *, checkpointing=False, autocast=False, layer="dow
     aligner = lisa.attach(pair.side.module, layer, out_channels=4)
     for parameter in aligner.parameters():  # the decoder's way out starts at zero, and would let no gradient through
         nn.init.normal_(parameter, std=0.05)
-    inputs, target = tiny.make_inputs(pair.main, height, width)
+    inputs, target = tiny.make_inputs(pair.main, height, width, batch=1 if height == width else 2)
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         prediction = pair.predict(inputs)
         terms = aligner(target, prediction.prior, pair.main.process.decoder_time(inputs.t))
@@ -75,7 +75,7 @@ def test_shared_equals_separate(pairs, size, checkpointing, autocast):
 def test_other_models_and_layers(folder, layer, request):
     source = request.getfixturevalue(folder)
     shared, separate = (tiny.make_pair(source, share_prior=each) for each in (True, False))
-    assert_equal(step(shared, 18, 30, layer=layer), step(separate, 18, 30, layer=layer))
+    assert_equal(step(shared, 10, 14, layer=layer), step(separate, 10, 14, layer=layer))
 
 
 def test_shared_modules_run_once(pairs):
@@ -139,7 +139,7 @@ def test_offloading_hooks_stay_and_work(sd15):
     cpu_offload(pair.main.network, torch.device("cpu"))
     blocks = pair.main.shared_modules()
     hooked = {name: module.__dict__["forward"] for name, module in pair.main.network.named_modules() if patched(module)}
-    own = object.__getattribute__(blocks[0], "__dict__").setdefault("forward", blocks[0].forward)
+    own = blocks[0].__dict__.setdefault("forward", blocks[0].forward)
     prediction = pair.predict(inputs)
     assert hooked and torch.equal(prediction.controlled, expected.controlled)
     assert blocks[0].__dict__["forward"] is own

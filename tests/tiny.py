@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +126,19 @@ def randomise_zero_modules(controlnet: Any, scale: float = 0.2, seed: int = 3) -
     return controlnet
 
 
+@cache
+def _loaded(source: str) -> Any:
+    return pair_spec("sd-controlnet").load_main(source)
+
+
+def load_main(source: str | Path) -> Any:
+    """A main network of one's own; files are read once per session."""
+    return copy.deepcopy(_loaded(str(source)))
+
+
 def make_pair(source: str | Path, *, share_prior: bool = True, randomise: bool = True, seed: int = 0) -> Pair:
     spec = pair_spec("sd-controlnet")
-    main = spec.load_main(str(source))
+    main = load_main(str(source))
     torch.manual_seed(seed)
     side = spec.make_side(main)
     side.module.train()
