@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
 import lisa
+import tiny
 from lisa.common.errors import LisaError
 from lisa.sharing import SharedPrefix
 
@@ -81,19 +82,21 @@ def test_other_models_and_layers(folder, layer, request):
 def test_shared_modules_run_once(pairs):
     """The point of it: down blocks and middle block run once per step with sharing, twice without."""
     for pair, times in zip(pairs, (1, 2), strict=True):
-        runs = []
+        runs = Counter()
         watched = [*pair.main.network.down_blocks, pair.main.network.mid_block, pair.main.network.up_blocks[0]]
-        original = [type(module).forward for module in watched]
         with pytest.MonkeyPatch.context() as patch:
             for i, module in enumerate(watched):
-
-                def counted(*args, _i=i, _module=module, **kwargs):
-                    runs.append(_i)
-                    return original[_i](_module, *args, **kwargs)
-
-                patch.setitem(module.__dict__, "forward", counted)  # setattr would leave a bound method behind
+                patch.setitem(module.__dict__, "forward", counting(runs, i, module))
             pair.predict(tiny.make_inputs(pair.main)[0])
-        assert [runs.count(i) for i in range(len(watched))] == [times] * (len(watched) - 1) + [2]
+        assert [runs[i] for i in range(len(watched))] == [times] * (len(watched) - 1) + [2]
+
+
+def counting(runs, i, module):
+    def forward(*args, **kwargs):
+        runs[i] += 1
+        return type(module).forward(module, *args, **kwargs)
+
+    return forward
 
 
 def test_zero_modules_give_the_prior(sd15):

@@ -17,7 +17,7 @@ WORDS = 8  # tokens per caption
 
 
 def make_unet(*, v2: bool = False, in_channels: int = 4, levels: int = 4, seed: int = 0) -> Any:
-    """SD 1.5's structure (12 down residuals, strides 1 to 8), or SD 2.1's with ``v2``; fewer levels, fewer residuals."""
+    """SD 1.5's structure (12 down residuals, strides 1 to 8), or SD 2.1's with ``v2``; with fewer levels, a part."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)

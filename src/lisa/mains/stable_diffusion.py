@@ -253,7 +253,7 @@ def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
 
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_prediction(pipeline.scheduler.config, source)
+    check_prediction({"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}, source)
     unet, vae = pipeline.unet.config, pipeline.vae.config
     if type(pipeline.vae).__name__ != "AutoencoderKL":
         raise LisaError(f"the VAE of {source!r} is a {type(pipeline.vae).__name__}", "It must be an AutoencoderKL")
