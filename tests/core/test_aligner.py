@@ -345,6 +345,7 @@ def test_the_residual_is_in_fp32_and_checked() -> None:
     residual = likelihood_residual(target, prior)
     assert residual.dtype == torch.float32
     assert torch.equal(residual, target.float() - prior.float())
+    assert torch.equal(likelihood_residual(target, prior.half()), target.float() - prior.half().float())
     assert likelihood_residual(target.double(), prior).dtype == torch.float64
     with pytest.raises(LisaError, match=r"\(2, 4, 3, 3\) and prior \(2, 4, 3\)"):
         likelihood_residual(target, prior[..., 0])

@@ -68,12 +68,15 @@ def test_any_size_comes_out_exactly(size, stride, rounding) -> None:
     assert (feature.grad.abs().sum(dim=1) > 0).all(), "a part of the feature is not looked at"
 
 
-def test_intermediate_sizes_are_the_networks_own(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("feature", "expected"), [((5, 3), [(9, 5), (18, 10)]), ((3, 2), [(5, 3), (9, 6), (17, 11)]), ((4, 4), [(7, 8)])]
+)
+def test_intermediate_sizes_are_the_networks_own(monkeypatch, feature, expected) -> None:
     sizes = []
     interpolate = F.interpolate
     monkeypatch.setattr(F, "interpolate", lambda *a, **k: sizes.append(k["size"]) or interpolate(*a, **k))
-    LikelihoodDecoder(8, 4, 2)(torch.randn(1, 8, 5, 3), torch.tensor([1]), (18, 10))
-    assert sizes == [(9, 5), (18, 10)]
+    LikelihoodDecoder(8, 4, len(expected))(torch.randn(1, 8, *feature), torch.tensor([1]), expected[-1])
+    assert sizes == expected
 
 
 def test_an_odd_size_is_the_corner_of_the_even_one() -> None:
