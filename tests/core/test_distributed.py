@@ -14,7 +14,6 @@ import torch
 from lisa.core import LearningMeter, make_weighting
 
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(1)
 if world > 1:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
 generator = torch.Generator().manual_seed(0)
@@ -67,8 +66,10 @@ def flat(value):
     return [float("nan") if value is None else value]
 
 
-def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
-    (alone,) = run(1, tmp_path)
+def test_two_processes_read_what_one_reads(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c", "0", "1", str(tmp_path)])
+    exec(SCRIPT, {})
+    alone = json.loads(capsys.readouterr().out)
     first, second = run(2, tmp_path)
     assert (alone["local"], first["local"], second["local"]) == (32, 16, 16)
     for each in (first, second):
