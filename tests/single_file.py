@@ -1,4 +1,4 @@
-"""Turns a diffusers folder into an original single-file checkpoint (the CompVis key names), for tests of loading one."""
+"""A diffusers folder as a single-file checkpoint with the original (CompVis) key names, for tests of loading one."""
 
 from __future__ import annotations
 

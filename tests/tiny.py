@@ -166,6 +166,6 @@ def traces(network: nn.Module) -> dict[str, list[str]]:
     for name, module in network.named_modules():
         hooks = [key for key, value in module.__dict__.items() if key.endswith("_hooks") and value]
         patched = [key for key in module.__dict__ if key in ("forward", "__call__", "_old_forward", "_hf_hook")]
-        if hooks or patched or "lisa" in type(module).__module__:
+        if hooks or patched or type(module).__module__.startswith("lisa."):
             found[name] = hooks + patched
     return found
