@@ -59,7 +59,7 @@ def test_packages_with_the_name_of_a_verb_can_be_called(monkeypatch):
     assert lisa.train.settings is settings
     assert calls == [
         ("lisa.build.training:train", ({"a": 1},), {"b": 2}),
-        ("lisa.evaluate.runner:evaluate_folder", ("folder",), {}),
+        ("lisa.build.evaluation:evaluate", ("folder",), {}),
         ("lisa.build.training:train", ("again",), {}),
     ]
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lisa import core, processes, zoo
+    from lisa.build.evaluation import evaluate
+    from lisa.build.generation import GenerateOptions, generate
     from lisa.build.pretraining import pretrain
     from lisa.build.training import train
     from lisa.common.errors import LisaError
     from lisa.core import AlignmentTerms, LearningMeter, LikelihoodAligner
-    from lisa.evaluate.runner import evaluate_folder as evaluate
-    from lisa.sample.generate import generate
     from lisa.sides.attach import attach
     from lisa.train.config import TrainConfig
 
@@ -39,7 +39,8 @@ _WHERE = {
     "LisaError": "lisa.common.errors:LisaError",
     "TrainConfig": "lisa.train.config:TrainConfig",
     "pretrain": "lisa.build.pretraining:pretrain",
-    "generate": "lisa.sample.generate:generate",
+    "generate": "lisa.build.generation:generate",
+    "GenerateOptions": "lisa.build.generation:GenerateOptions",
     "core": "lisa.core",
     "processes": "lisa.processes",
     "zoo": "lisa.zoo",
@@ -47,11 +48,12 @@ _WHERE = {
 # Verbs that have the name of one of the packages: the package itself can be called, and does this.
 _CALLABLE_PACKAGES = {
     "train": "lisa.build.training:train",
-    "evaluate": "lisa.evaluate.runner:evaluate_folder",
+    "evaluate": "lisa.build.evaluation:evaluate",
 }
 
 __all__ = [
     "AlignmentTerms",
+    "GenerateOptions",
     "LearningMeter",
     "LikelihoodAligner",
     "LisaError",
