@@ -161,11 +161,8 @@ def test_warm_start_fits(sd15, saved):
     side = ControlNetSide.from_folder(str(saved[1] / "lisa"))
     check_side_fits(main, side)
     inputs, _ = tiny.make_inputs(main)
-    assert torch.isfinite(
-        main.forward(
-            inputs.x_t, inputs.t, inputs.context, side.forward(inputs.x_t, inputs.t, inputs.context, inputs.condition)
-        )
-    ).all()
+    residuals = side.forward(inputs.x_t, inputs.t, inputs.context, inputs.condition)
+    assert torch.isfinite(main.forward(inputs.x_t, inputs.t, inputs.context, residuals)).all()
 
 
 @pytest.mark.parametrize(

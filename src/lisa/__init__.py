@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lisa.core import AlignmentTerms, LearningMeter, LikelihoodAligner
     from lisa.sides.attach import attach
     from lisa.train.config import TrainConfig
+    from lisa.train.pretrain.config import PretrainConfig
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _WHERE = {
     "LearningMeter": "lisa.core:LearningMeter",
     "LisaError": "lisa.common.errors:LisaError",
     "TrainConfig": "lisa.train.config:TrainConfig",
+    "PretrainConfig": "lisa.train.pretrain.config:PretrainConfig",
     "pretrain": "lisa.build.pretraining:pretrain",
     "generate": "lisa.build.generation:generate",
     "GenerateOptions": "lisa.build.generation:GenerateOptions",
@@ -57,6 +59,7 @@ __all__ = [
     "LearningMeter",
     "LikelihoodAligner",
     "LisaError",
+    "PretrainConfig",
     "TrainConfig",
     "__version__",
     "attach",
