@@ -1,1 +1,1 @@
-"""The only place where configuration becomes objects. Everything here may import every other room but the command line."""
+"""The only place where configuration becomes objects. It may import every other room but cli."""

@@ -8,7 +8,9 @@ from typing import Any
 from lisa.build import parts
 from lisa.build.generation import read_run
 from lisa.common.errors import LisaError
+from lisa.data.samples import Source
 from lisa.data.sources import check_source, open_source
+from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_folder
 
 
@@ -25,7 +27,7 @@ def evaluate(
 
     Args:
         generated: the folder.
-        run: judge against the held-out samples of this run.
+        run: judge against the held-out samples of this run, cropped as they were in training.
         data: or against all samples of this source.
         condition: with ``data``, what the conditions are.
         size: with ``data``, the side of the pictures in pixels.
@@ -41,14 +43,14 @@ def evaluate(
     if run is not None:
         config = read_run(Path(run))
         opened = parts.open_data(config.data, config.seed, check=False)
-        held_out, name = opened.held_out, config.data.condition
-        target = None if config.data.source == "scenes" else config.data.height_width
+        source: Source = parts.Still(opened.held_out, opened.transform)
+        name, target = config.data.condition, None
     else:
         if condition is None:
             raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
-        spec = f"scenes:{condition}" if data == "scenes" else str(data)
-        held_out, name = open_source(spec, default_caption=""), condition
-        check_source(held_out)
-        target = None if size is None else (size, size)
-    indices = range(len(held_out) if count is None else min(count, len(held_out)))
-    return evaluate_folder(generated, held_out, name, indices=indices, size=target)
+        protocols.find(condition, exact=data == "scenes")  # before every picture is read
+        source = open_source(f"scenes:{condition}" if data == "scenes" else str(data), default_caption="")
+        check_source(source)
+        name, target = condition, None if size is None else (size, size)
+    indices = range(len(source) if count is None else min(count, len(source)))
+    return evaluate_folder(generated, source, name, indices=indices, size=target)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
 
 from lisa.build import parts
 from lisa.common.errors import LisaError
-from lisa.common.files import atomic_write, read_json, write_json
+from lisa.common.files import read_json, write_json
 from lisa.common.runfolder import RunFolder
-from lisa.data.images import list_images, load_rgb
+from lisa.data.folders import hash_file
+from lisa.data.images import list_images, load_rgb, read_note, save_png
+from lisa.data.samples import content_hash
 from lisa.pairs import Pair, check_side_fits, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.train.config import ModelSettings, TrainConfig
 from lisa.train.settings import load_settings
+
+_STAMP = "lisa-generate"  # in the PNG's text chunks
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,14 @@ def read_run(run: Path) -> TrainConfig:
 def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = None) -> dict[str, Any]:
     """Make the pictures that are not there yet.
 
-    The settings are kept in ``OUT/settings.json``: a folder made with others is refused, so that one folder never
-    mixes two kinds of pictures.
+    Every picture carries a stamp of all that decides what it looks like (networks, sampling, prompt, condition, seed).
+    One that was made otherwise is refused, so that a folder never mixes two kinds of pictures.
 
     Returns:
         ``out``, ``made``, ``kept`` and ``settings``.
 
     Raises:
-        LisaError: nothing to load, no condition or prompt, mismatched sizes, or a folder made with other settings.
+        LisaError: nothing to load, no condition or prompt, mismatched sizes, or a picture made with other settings.
     """
     config = read_run(options.run) if options.run is not None else None
     model, side = _networks(options, config)
@@ -76,17 +81,17 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         "guidance": options.guidance,
         "scale": options.scale,
     }
-    todo = _unfinished(options, requests, settings)
+    stamps = _stamps(requests, {**settings, "weights": _weights(Path(side))})
+    todo = _unfinished(options, requests, stamps)
     if todo:
         pair = _load_pair(model, str(side))
         _check_sizes(todo, pair)
-        pipeline = pair.pipeline()
+        pipeline = pair.pipeline().to(_device())
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
         sampler = SamplerSettings(options.steps, options.guidance, options.scale, options.batch)
         for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler), start=1):
-            with atomic_write(_file(options, request)) as target:
-                Image.fromarray(picture).save(target, format="PNG")
+            save_png(picture, _file(options, request), {_STAMP: stamps[request.key]})
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {_file(options, request)}")
     return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
@@ -111,24 +116,35 @@ def _networks(options: GenerateOptions, config: TrainConfig | None) -> tuple[Mod
 
 
 def _requests(options: GenerateOptions, config: TrainConfig | None) -> list[Request]:
+    prompts = _prompts(options)
     if options.condition is not None:
-        requests = _from_files(options)
-    elif config is not None:
-        held_out = parts.open_data(config.data, config.seed)
-        requests = []
-        for i in range(len(held_out.held_out)):
-            sample = parts.still(held_out.transform).sample(held_out.held_out[i], i)
-            assert sample.condition is not None
-            prompt = options.prompt if options.prompt is not None else sample.caption
-            requests.append(Request(sample.key, prompt, sample.condition, options.seed + i))
-    else:
+        return _from_files(options, prompts)
+    if config is None:
         raise LisaError(
             "no condition image was named", "Give --condition FILE_OR_FOLDER, or --run to use its held-out data"
         )
-    return requests[: options.count]
+    opened = parts.open_data(config.data, config.seed, check=False)
+    samples = parts.Still(opened.held_out, opened.transform)
+    requests = []
+    for number in range(len(samples) if options.count is None else min(options.count, len(samples))):
+        sample = samples[number]
+        if sample.condition is None:
+            raise LisaError(f"held-out sample {sample.key!r} has no condition", "Check data.source of the run")
+        prompt = prompts.get(sample.key, options.prompt if options.prompt is not None else sample.caption)
+        requests.append(Request(sample.key, str(prompt), sample.condition, options.seed + number))
+    return requests
 
 
-def _from_files(options: GenerateOptions) -> list[Request]:
+def _prompts(options: GenerateOptions) -> dict[str, Any]:
+    prompts = read_json(options.prompts) if options.prompts is not None else {}
+    if not isinstance(prompts, dict):
+        raise LisaError(
+            f"{str(options.prompts)!r} is not a mapping of names to prompts", 'Write {"name": "prompt", ...}'
+        )
+    return prompts
+
+
+def _from_files(options: GenerateOptions, prompts: dict[str, Any]) -> list[Request]:
     folder = options.condition
     assert folder is not None
     if not folder.exists():
@@ -136,34 +152,62 @@ def _from_files(options: GenerateOptions) -> list[Request]:
     files = list_images(folder) if folder.is_dir() else [folder]
     if not files:
         raise LisaError(f"there are no pictures in {str(folder)!r}", "Check --condition")
-    prompts = read_json(options.prompts) if options.prompts is not None else {}
-    requests = []
-    for number, file in enumerate(files):
-        prompt = prompts.get(file.stem, prompts.get(file.name, options.prompt))
+    requests: list[Request] = []
+    for number, file in enumerate(files[: options.count]):
+        key = file.relative_to(folder).with_suffix("").as_posix() if folder.is_dir() else file.stem
+        if any(request.key == key for request in requests):
+            raise LisaError(f"{str(folder)!r} holds two pictures named {key!r}", "Rename one: they would overwrite")
+        prompt = next((prompts[name] for name in (key, file.stem, file.name) if name in prompts), options.prompt)
         if prompt is None:
             raise LisaError(f"there is no prompt for {file.name!r}", "Give --prompt TEXT, or --prompts with all names")
-        key = file.relative_to(folder).with_suffix("").as_posix() if folder.is_dir() else file.stem
         requests.append(Request(key, str(prompt), load_rgb(file), options.seed + number))
     return requests
 
 
-def _unfinished(options: GenerateOptions, requests: list[Request], settings: dict[str, Any]) -> list[Request]:
-    record = options.out / "settings.json"
+def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]:
+    """For each picture, by key: a hash of all that decides what it looks like."""
+    return {
+        r.key: content_hash(
+            "generate", settings, r.prompt, r.seed, r.condition.shape, sha256(r.condition.tobytes()).hexdigest()
+        )
+        for r in requests
+    }
+
+
+def _weights(side: Path) -> str | None:
+    """A hash of the side network's weights, where they are on this disk: a run trained again is another network."""
+    files = sorted(side.glob("*.safetensors")) or sorted(side.glob("side_network/*.safetensors"))
+    return content_hash([hash_file(file) for file in files]) if files else None
+
+
+def _unfinished(options: GenerateOptions, requests: list[Request], stamps: dict[str, str]) -> list[Request]:
     if options.out.is_file():
         raise LisaError(f"{str(options.out)!r} is a file", "Name a folder with --out")
     if options.overwrite:
         return requests
-    there = [request for request in requests if _file(options, request).is_file()]
-    if there and (not record.is_file() or read_json(record) != settings):
-        raise LisaError(
-            f"{str(options.out)!r} holds pictures made with other settings",
-            "Name another folder with --out, or replace them with --overwrite",
-        )
-    return [request for request in requests if request not in there]
+    todo = []
+    for request in requests:
+        file = _file(options, request)
+        stamp = read_note(file, _STAMP)
+        if file.is_file() and stamp != stamps[request.key]:
+            raise LisaError(
+                f"{str(file)!r} was not made with these settings (networks, sampling, prompt, condition, seed)",
+                "Name another folder with --out, or replace the pictures with --overwrite",
+            )
+        if stamp is None:
+            todo.append(request)
+    return todo
 
 
 def _file(options: GenerateOptions, request: Request) -> Path:
     return options.out / f"{request.key}.png"
+
+
+def _device() -> torch.device:
+    """The device accelerate would train on."""
+    from accelerate import PartialState
+
+    return PartialState().device
 
 
 def _load_pair(model: ModelSettings, side: str) -> Pair:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lisa.common.errors import LisaError, choose
+from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
-from lisa.data.samples import Subset
+from lisa.data.samples import Part, Sample, Source, Subset, content_hash
 from lisa.data.sources import check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
@@ -51,6 +52,7 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
         default_caption=settings.default_caption,
         scene_options={"seed": settings.scenes_seed, "count": settings.scenes, "size": height},
         table_options=columns,
+        hub_options={"split": settings.split},
     )
     notes = [] if settings.source == "scenes" or not check else check_source(source).notes
     train, held_out = held_out_split(source.keys, settings.held_out, seed=0).apply(source)
@@ -61,6 +63,34 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
 def still(transform: PairedTransform) -> PairedTransform:
     """The same geometry without flips, for held-out samples."""
     return PairedTransform(transform.size, transform.crop, False, transform.seed, transform.condition_resample)
+
+
+class Still:
+    """Samples as the training sees them, but never mirrored: the geometry of held-out samples. A source itself."""
+
+    def __init__(self, source: Source, transform: PairedTransform) -> None:
+        self.source, self.transform = source, still(transform)
+        self.name = source.name
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The source's."""
+        return self.source.keys
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the source and with the geometry."""
+        return content_hash(self.source.fingerprint, self.transform.fingerprint)
+
+    def part_fingerprint(self, part: Part) -> str:
+        """The same for one part."""
+        return content_hash(self.source.part_fingerprint(part), self.transform.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.transform.sample(self.source[index], index)
 
 
 def model_source(settings: ModelSettings) -> str:
@@ -103,13 +133,9 @@ def check_size(size: tuple[int, int], latent_factor: int) -> None:
 def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:
     """The aligner and its schedule, or neither for the plain baseline."""
     settings = config.align
-    if not settings.enabled or settings.weight == 0:
+    if not settings.active:
         return None, None
-    names = [layer.name for layer in pair.side.layers()]
     layers = settings.layer if settings.layer is not None else pair.spec.default_layer
-    for layer in [layers] if isinstance(layers, str) else layers:
-        if layer not in dict(pair.side.module.named_modules()):
-            choose("align.layer", layer, names)
     strides = {layer.name: layer.stride for layer in pair.side.layers()}
     wanted = [layers] if isinstance(layers, str) else layers
     aligner = attach(

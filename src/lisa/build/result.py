@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import platform
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 import lisa
 from lisa.build import parts
@@ -43,8 +44,8 @@ class Results:
 
     def held_out(self, count: int) -> list[Sample]:
         """The first ``count`` held-out samples, at the size of the training."""
-        still = parts.still(self.data.transform)
-        return [still.sample(self.data.held_out[i], i) for i in range(min(count, len(self.data.held_out)))]
+        samples = parts.Still(self.data.held_out, self.data.transform)
+        return [samples[i] for i in range(min(count, len(samples)))]
 
     def pictures(self, samples: list[Sample], control_scale: float) -> list[np.ndarray]:
         """One picture per sample; the seed is the sample's number, so arms and scales share their noise."""
@@ -71,23 +72,18 @@ class Results:
         self.run_folder.log(step, "samples", {"path": path.name})
         return path
 
-    def save_side(self, folder: Path) -> None:
-        """The side network as a plain diffusers folder, with its card."""
+    def save_side(self, folder: Path, steps: int) -> None:
+        """The side network after ``steps`` steps as a plain diffusers folder, with its card."""
         config, spec = self.config, self.pair.spec
-        self.accelerator.unwrap_model(self.pair.side.callee, keep_fp32_wrapper=False)
         self.pair.side.save(folder)
-        align = config.align
         facts = {
             "main network": config.model.path,
             "condition": config.data.condition,
             "data": config.data.source,
-            "steps": config.train.steps,
+            "steps": steps,
             "batch size": config.train.batch_size * config.train.accumulation * self.accelerator.num_processes,
             "learning rate": config.train.learning_rate,
-            "alignment": f"layer {align.layer or spec.default_layer}, weight {align.weight}, {align.weighting} weighting, "
-            f"{align.schedule} schedule (arXiv 2606.27192)"
-            if align.enabled
-            else "none (plain)",
+            "alignment": _describe(config, spec.default_layer),
             "made with": f"lisa-diffusion {lisa.__version__}",
         }
         code = loading_code(
@@ -96,7 +92,7 @@ class Results:
         write_card(folder, facts, loader=code, ema=config.train.ema)
 
     def fidelity(self) -> dict[str, Any] | None:
-        """Fidelity with and without the side network on held-out samples, or None where no protocol judges the condition."""
+        """Fidelity with and without the side network on held-out samples; None where no protocol judges it."""
         samples = self.held_out(self.config.sample.count)
         condition = self.config.data.condition
         if not protocols.exists(condition, samples[0].truth is not None):
@@ -121,14 +117,15 @@ class Results:
         summary: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             with atomic_dir(self.run_folder.side_network) as folder:
-                self.save_side(folder)
+                self.save_side(folder, state.step)
             with self.accelerator.autocast():
                 fidelity = self.fidelity()
+                picture = self.picture or self.draw_samples(state.step)  # resumed after its last step: none drawn yet
             summary = {
                 "model": self.config.model.path,
                 "pair": self.config.model.pair,
                 "condition": self.config.data.condition,
-                "arm": "lisa" if self.config.align.enabled else "plain",
+                "arm": "lisa" if self.config.align.active else "plain",
                 "steps": state.step,
                 "seconds": round(state.seconds, 1),
                 "total_seconds": round(elapsed, 1),
@@ -141,15 +138,30 @@ class Results:
                 "skipped": state.skipped,
                 "seed": self.config.seed,
                 "side_network": str(self.run_folder.side_network),
-                "picture": str(self.picture),
+                "weights": "raw" if self.config.train.ema is None else "ema",
+                "picture": str(picture),
                 "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
             }
             write_json(self.run_folder.summary, summary)
-        self.accelerator.wait_for_everyone()
-        return summary
+        return broadcast_object_list([summary])[0]
+
+
+def _describe(config: TrainConfig, default_layer: str) -> str:
+    align = config.align
+    if not align.active:
+        return "none (plain)"
+    layers = align.layer if align.layer is not None else default_layer
+    return (
+        f"{'layer ' + layers if isinstance(layers, str) else 'layers ' + ', '.join(layers)}, weight {align.weight}, "
+        f"{align.weighting} weighting, {align.schedule} schedule (arXiv 2606.27192)"
+    )
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """The largest resident memory of this process so far, in MiB; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

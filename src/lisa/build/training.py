@@ -16,21 +16,21 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
+from lisa.build.launch import begin_tracking, record_start, session, under_autocast, weight_dtype
 from lisa.build.result import Results
-from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
-from lisa.pairs import Pair, pair_spec
+from lisa.pairs import Pair
 from lisa.processes.draws import Draws
 from lisa.train import callbacks as cb
 from lisa.train.batches import BatchPlan
-from lisa.train.checkpoint import Checkpoints
+from lisa.train.checkpoint import Checkpoints, Shares, find_checkpoint
 from lisa.train.config import TrainConfig
 from lisa.train.dataset import EncodedData, batches
 from lisa.train.held_out import HeldOutMeter
-from lisa.train.loop import LoopState, StepOutput, Training, run
-from lisa.train.settings import check_settings, load_settings, save_settings
+from lisa.train.loop import LoopState, Training, run
+from lisa.train.settings import check_settings, load_settings
 from lisa.train.step import ControlStep
 
 Summary = dict[str, Any]
@@ -58,34 +58,35 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     started = time.monotonic()
     run_folder = RunFolder(config.out)
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
-    pair_spec(config.model.pair)
+    checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_optimizer(config)
-    data = parts.open_data(config.data, config.seed)
-    accelerator = _accelerator(config)
-    set_seed(config.seed)  # the side network's initial weights, the same in every arm
-    pair = parts.build_pair(config)
-    aligner, schedule = parts.build_alignment(config, pair)
-    if accelerator.is_main_process:
-        run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
-        save_settings(config, run_folder.config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("tracker", config={"config": config.model_dump_json()})
-    pair.main.to(accelerator.device, _weight_dtype(config))
-    pair.side.module.to(accelerator.device).train()
-    built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
-    try:
-        finished = run(built.training)
-    finally:
-        accelerator.end_training()
-    if not finished:
-        return None
-    with built.final_weights():
-        return built.results.finish(built.training.state, built.held_out, time.monotonic() - started)
+    with session(config) as accelerator:
+        data = parts.open_data(config.data, config.seed)
+        set_seed(config.seed)  # the side network's initial weights, the same in every arm
+        pair = parts.build_pair(config)
+        aligner, schedule = parts.build_alignment(config, pair)
+        accelerator.wait_for_everyone()  # every process has looked at the folder before one of them changes it
+        if accelerator.is_main_process:
+            run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
+        accelerator.wait_for_everyone()
+        begin_tracking(accelerator, config)
+        pair.main.to(accelerator.device, weight_dtype(config))
+        pair.side.module.to(accelerator.device).train()
+        built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
+        if checkpoint is not None:
+            built.checkpoints.load(checkpoint)
+        if accelerator.is_main_process:
+            record_start(config, run_folder, data, built.training.state.step, checkpoint, quiet)
+        if not run(built.training):
+            return None
+        with built.final_weights():
+            return built.results.finish(built.training.state, built.held_out, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
 class _Built:
     training: Training
+    checkpoints: Checkpoints
     held_out: HeldOutMeter
     results: Results
     final_weights: Any
@@ -107,7 +108,7 @@ def _assemble(
     settings, draws = config.train, Draws(config.seed)
     train_data, held_data = _encode(config, accelerator, pair, data)
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
-    # One call of step() per optimiser step: the schedule is not handed to accelerate, which would step once per process.
+    # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(
         settings.lr_schedule,
         optimizer,
@@ -121,16 +122,17 @@ def _assemble(
     held_out = HeldOutMeter(
         pair, aligner, schedule, held_data, draws, config.log.held_out_levels, settings.batch_size, accelerator
     )
-    kept = [state, scheduler, meter, held_out, schedule, ema]
+    events = cb.EventLog(run_folder, config.log.every)
+    kept = [state, scheduler, Shares(meter, accelerator), Shares(events, accelerator), held_out, schedule, ema]
     accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
     results = Results(config, run_folder, accelerator, pair, data)
     control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout)
     checkpoints = Checkpoints(
-        run_folder, accelerator, _exports(results, aligner, final_weights), config.log.checkpoint_limit
+        run_folder, accelerator, _exports(results, state, aligner, final_weights), config.log.checkpoint_limit
     )
     training = Training(
         accelerator=accelerator,
-        step=_under_autocast(control_step, accelerator),
+        step=under_autocast(control_step, accelerator),
         batches=partial(
             _batches, train_data, _plan(config, accelerator, len(data.train)), accelerator.device, config.data.workers
         ),
@@ -142,22 +144,28 @@ def _assemble(
         state=state,
         max_skipped=settings.max_skipped,
         callbacks=_callbacks(
-            config, run_folder, accelerator, held_out, meter, ema, pair, results, checkpoints, final_weights, quiet
+            config,
+            run_folder,
+            accelerator,
+            events,
+            held_out,
+            meter,
+            ema,
+            pair,
+            results,
+            checkpoints,
+            final_weights,
+            quiet,
         ),
     )
-    if config.resume is not None:
-        checkpoint = checkpoints.find(config.resume)
-        if checkpoint is not None:
-            checkpoints.load(checkpoint)
-            if accelerator.is_main_process:
-                run_folder.log(state.step, "resumed", {"checkpoint": checkpoint.name})
-    return _Built(training, held_out, results, final_weights)
+    return _Built(training, checkpoints, held_out, results, final_weights)
 
 
 def _callbacks(
     config: TrainConfig,
     run_folder: RunFolder,
     accelerator: Accelerator,
+    events: cb.EventLog,
     held_out: HeldOutMeter,
     meter: LearningMeter,
     ema: Any,
@@ -177,6 +185,8 @@ def _callbacks(
             return {}
         shown["control gain"] = reading.control_gain
         return {"control_gain": reading.control_gain, "decoder_r2": reading.decoder_r2}
+
+    events.extra = read_meter
 
     def read_held_out(step: int) -> None:
         gap = held_out.read(step)
@@ -199,30 +209,11 @@ def _callbacks(
     return [
         *([cb.MovingAverage(ema, pair.side.module.parameters)] if ema is not None else []),
         cb.Every(log.held_out_every, read_held_out, at_start=True),
-        cb.EventLog(run_folder, log.every, read_meter),
+        events,
         cb.Every(log.samples_every, draw),
         cb.SaveCheckpoints(checkpoints, log.checkpoint_every),
         *([] if quiet else [cb.Progress("train", describe, every=max(log.every, 50))]),
     ]
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    tracker = None if config.log.tracker == "none" else config.log.tracker
-    if tracker == "wandb":
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise LisaError(
-                "log.tracker=wandb needs the package wandb",
-                "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard",
-            ) from None
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.train.accumulation,
-        mixed_precision=config.train.mixed_precision,
-        log_with=tracker,
-        project_dir=str(config.out),
-    )
-    return accelerator
 
 
 def _encode(
@@ -250,7 +241,7 @@ def _prepare(accelerator: Accelerator, pair: Pair, aligner: LikelihoodAligner | 
 
 
 def _moving_average(config: TrainConfig, pair: Pair) -> tuple[Any, Any]:
-    """diffusers' EMAModel if it is on, and a context in which the side network has the weights that are given away."""
+    """The EMAModel of diffusers if it is on; and a context in which the side network has the weights to give away."""
     from diffusers.training_utils import EMAModel
 
     module = pair.side.module
@@ -273,27 +264,20 @@ def _moving_average(config: TrainConfig, pair: Pair) -> tuple[Any, Any]:
     return ema, final_weights
 
 
-def _exports(results: Results, aligner: LikelihoodAligner | None, final_weights: Any) -> dict[str, Any]:
+def _exports(
+    results: Results, state: LoopState, aligner: LikelihoodAligner | None, final_weights: Any
+) -> dict[str, Any]:
     """What a checkpoint holds beside accelerate's state."""
     from safetensors.torch import save_file
 
     def side(folder: Path) -> None:
         with final_weights():
-            results.save_side(folder)
+            results.save_side(folder, state.step)
+
+    if aligner is None:
+        return {"side_network": side}
 
     def decoder(path: Path) -> None:
-        save_file({name: value.contiguous() for name, value in aligner.state_dict().items()}, path)  # type: ignore[union-attr]
+        save_file({name: value.contiguous() for name, value in aligner.state_dict().items()}, path)
 
-    return {"side_network": side, **({"decoder.safetensors": decoder} if aligner is not None else {})}
-
-
-def _under_autocast(step: ControlStep, accelerator: Accelerator) -> Any:
-    def call(batch: Any, number: int) -> StepOutput:
-        with accelerator.autocast():
-            return step(batch, number)
-
-    return call
-
-
-def _weight_dtype(config: TrainConfig) -> torch.dtype:
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.train.mixed_precision]
+    return {"side_network": side, "decoder.safetensors": decoder}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
-
-from lisa.common.files import write_json
-
-__all__ = ["interrupted", "print_json", "quiet_libraries", "show_interval", "write_json"]
 
 
 def quiet_libraries() -> None:
@@ -34,6 +31,24 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def say(line: str) -> None:
+    """Progress and remarks: standard error, so that standard output holds results alone."""
+    typer.echo(line, err=True)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks: under ``accelerate launch`` and ``torchrun`` only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def split_arguments(config: str | None, overrides: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """(configuration file, overrides): the file may be left out, and its path may hold a ``=``."""
+    rest = list(overrides or [])
+    if config is not None and "=" in config and not Path(config).is_file():
+        return None, [config, *rest]
+    return config, rest
+
+
 def show_interval(interval: Mapping[str, float | None] | None, digits: int = 3) -> str:
     """``0.312 [0.287, 0.340]``."""
     if interval is None or interval.get("value") is None:
@@ -43,7 +58,8 @@ def show_interval(interval: Mapping[str, float | None] | None, digits: int = 3) 
     return f"{value:.{digits}f}{ends}"
 
 
-def interrupted(what: str) -> None:
+def interrupted(what: str) -> NoReturn:
     """Say how to go on, and exit as an interrupted program does."""
-    typer.echo(f"stopped; a checkpoint was written. {what}", err=True)
+    if is_main_process():
+        say(f"stopped; a checkpoint was written. {what}")
     raise typer.Exit(128 + signal.SIGINT)

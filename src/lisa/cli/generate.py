@@ -34,7 +34,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Generate pictures under conditions; what exists is not made again."""
-    from lisa.cli.common import print_json, quiet_libraries
+    from lisa.cli.common import print_json, quiet_libraries, say
 
     quiet_libraries()
     from lisa.build.generation import GenerateOptions
@@ -56,7 +56,7 @@ def generate(
         batch=batch,
         overwrite=overwrite,
     )
-    result = make(options, progress=None if as_json else typer.echo)
+    result = make(options, progress=say)
     if as_json:
         print_json(result)
     else:

@@ -18,12 +18,20 @@ def prepare(
         str | None, typer.Option("--caption", help="Caption of pictures without one; {name} is the file's name.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make conditions for a folder of photographs: a folder that lisa train takes."""
+    from lisa.cli.common import print_json
     from lisa.data.prepare import prepare as run
 
     report = run(folder, condition, out, size=size, crops_per_image=crops, caption=caption, overwrite=overwrite)
-    typer.echo(str(report))
+    if as_json:
+        print_json(report.to_json())
+        return
+    typer.echo(f"{report.made} made, {report.kept} kept: {report.samples} samples in {report.out}")
+    if report.uncaptioned:
+        remedy = "lisa train needs data.default_caption=TEXT; or prepare again with --caption"
+        typer.echo(f"{report.uncaptioned} of them have no caption: {remedy}")
 
 
 def photos(

@@ -10,7 +10,7 @@ import typer
 
 def pretrain(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file; see docs/configuration.md. May be left out.", show_default=False)
+        str | None, typer.Argument(help="YAML file; see docs/configuration.md. May be left out.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings such as denoiser.steps=500.", show_default=False)
@@ -20,17 +20,15 @@ def pretrain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
 ) -> None:
     """Make a small Stable Diffusion from nothing, for scenes or for a folder of captioned images."""
-    from lisa.cli.common import interrupted, quiet_libraries
+    from lisa.cli.common import interrupted, quiet_libraries, split_arguments
     from lisa.train.pretrain.config import PretrainConfig
     from lisa.train.settings import load_settings
 
-    settings = list(overrides or [])
-    if config is not None and "=" in str(config):
-        config, settings = None, [str(config), *settings]
+    file, settings = split_arguments(config, overrides)
     flags = (("resume", resume), ("overwrite", overwrite))
     settings += [f"{name}=true" for name, said in flags if said]
     settings += [f"data.folder={data}"] if data is not None else []
-    checked = load_settings(PretrainConfig, config, settings)
+    checked = load_settings(PretrainConfig, file, settings)
     quiet_libraries()
     from lisa.build.pretraining import pretrain as run
 

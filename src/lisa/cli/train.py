@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file; see docs/configuration.md. May be left out.", show_default=False)
+        str | None, typer.Argument(help="YAML file; see docs/configuration.md. May be left out.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings such as train.steps=500.", show_default=False)
@@ -21,25 +20,25 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
 ) -> None:
     """Train a side network: lisa train config.yaml train.steps=500 out=runs/mine."""
-    from lisa.cli.common import interrupted, print_json, quiet_libraries
+    from lisa.cli.common import interrupted, is_main_process, print_json, quiet_libraries, split_arguments
     from lisa.cli.report import print_summary
     from lisa.train.config import TrainConfig
     from lisa.train.settings import load_settings
 
-    settings = list(overrides or [])
-    if config is not None and "=" in str(config):
-        config, settings = None, [str(config), *settings]
+    file, settings = split_arguments(config, overrides)
     settings += [f"{name}={value}" for name, value, said in _flags(resume, overwrite, plain) if said]
-    checked = load_settings(TrainConfig, config, settings)
+    checked = load_settings(TrainConfig, file, settings)
     quiet_libraries()
     from lisa.build.training import train as run
 
     summary = run(checked)
     if summary is None:
-        interrupted(f"Continue with: lisa train {config or ''} {' '.join(overrides or [])} --resume".replace("  ", " "))
+        interrupted(f"Continue with: lisa train {checked.out / 'config.yaml'} --resume")
+    if not is_main_process():
+        return
     if as_json:
         print_json(summary)
-    elif summary:
+    else:
         print_summary(summary, checked)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from lisa.common.errors import LisaError
+from lisa.common.files import explain_disk_errors
 
 _MARKS = ("config.yaml", "events.jsonl", "checkpoints", "summary.json")
+# What a run writes, and therefore what replacing it removes: nothing else in the folder is ours to delete.
+_OWN = (*_MARKS, "samples", "side_network", "cache", "tracker")
+_PRETRAINING = "stages"
+_OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 
 
 class RunFolder:
@@ -50,51 +56,99 @@ class RunFolder:
         """Refuse a folder that cannot be used, without touching it.
 
         Raises:
-            LisaError: a run is already there and neither ``overwrite`` nor ``resume`` was said, or the path is a file,
-                or a non-empty folder that is no run would be overwritten.
+            LisaError: a run is already there and neither ``overwrite`` nor ``resume`` was said; a non-empty folder that
+                is no run would be overwritten; or the folder cannot be made or written to.
         """
-        if self.path.is_file():
-            raise LisaError(f"the run folder {str(self.path)!r} is a file", "Name a folder")
+        self._check_place()
         if self.exists and not (overwrite or resume):
             raise LisaError(
                 f"the run folder {str(self.path)!r} already holds a run",
-                "Continue it with resume=latest (on the command line: --resume), replace it with --overwrite, or name another folder",
+                "Continue it with --resume (in Python: resume='latest'), replace it with --overwrite, or name another",
             )
-        if overwrite and not self.exists and self.path.is_dir() and any(self.path.iterdir()):
+        # Every run has events from its first moment; a lone config.yaml may be anyone's.
+        if overwrite and not self.events.exists() and self.path.is_dir() and any(self.path.iterdir()):
             raise LisaError(
                 f"{str(self.path)!r} is not empty and is not a run folder, so it is not overwritten",
                 "Name another folder or empty it yourself",
             )
 
     def open(self, *, overwrite: bool, resume: bool) -> None:
-        """:meth:`check`, then make the folder (``overwrite`` removes the earlier run first)."""
+        """:meth:`check`, then make the folder. ``overwrite`` first removes what the earlier run wrote, no more."""
         self.check(overwrite=overwrite, resume=resume)
-        if overwrite and self.exists:
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with explain_disk_errors(self.path):
+            if overwrite and self.exists:
+                pretrained = (self.path / _PRETRAINING).is_dir()
+                for name in (*_OWN, *(_OWN_PRETRAINING if pretrained else ())):
+                    _remove(self.path / name)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.events.touch()
 
     def log(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one event; numbers that are not finite become null, since JSON has none."""
+        """Append one event; numbers that are not finite become null, since JSON has none.
+
+        Raises:
+            LisaError: the disk is full or not writable.
+        """
         event = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_clean(event), allow_nan=False) + "\n")
+        line = (json.dumps(_clean(event), allow_nan=False) + "\n").encode()
+        with explain_disk_errors(self.events), self.events.open("a+b") as file:
+            # A line that a crash or a full disk cut short must not swallow this one.
+            if file.tell() and _last_byte(file) != b"\n":
+                line = b"\n" + line
+            file.write(line)
 
     def read_events(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """The events that count: what came after the checkpoint that was resumed from is left out.
 
-        A last line cut short by a crash is passed over.
+        A line cut short by a crash is passed over. Where a run has stages, each with steps of its own (pretraining), a
+        ``resumed`` event that names its ``stage`` leaves the events of other stages alone.
         """
         kept: list[dict[str, Any]] = []
         if self.events.exists():
-            for line in self.events.read_text(encoding="utf-8").splitlines():
+            for line in self.events.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     event = json.loads(line)
                 except json.JSONDecodeError:
                     continue
+                if not isinstance(event, dict) or not {"step", "kind"} <= event.keys():
+                    continue
                 if event["kind"] == "resumed":
-                    kept = [earlier for earlier in kept if earlier["step"] <= event["step"]]
+                    kept = [earlier for earlier in kept if _survives(earlier, event)]
                 kept.append(event)
         return iter([event for event in kept if kind is None or event["kind"] == kind])
+
+    def _check_place(self) -> None:
+        """The folder, or what it would be made in, is a folder that may be written to."""
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            what = "is a file" if nearest == self.path else f"cannot be made: {str(nearest)!r} is a file"
+            raise LisaError(f"the run folder {str(self.path)!r} {what}", "Name another folder with out=")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise LisaError(
+                f"not allowed to write the run folder {str(self.path)!r}",
+                "Name a folder that you may write to with out=",
+            )
+
+
+def _survives(event: Mapping[str, Any], resumed: Mapping[str, Any]) -> bool:
+    """Whether an event is part of the run that goes on at ``resumed``."""
+    if "stage" in event and "stage" in resumed and event["stage"] != resumed["stage"]:
+        return True
+    if resumed.get("checkpoint", "") is None:
+        return False  # there was no checkpoint yet: the run started anew
+    return bool(event["step"] <= resumed["step"])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return bytes(file.read(1))
 
 
 def _clean(value: Any) -> Any:

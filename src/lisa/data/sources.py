@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _SCENES = "scenes"
-_SCENES_VERSION = 1  # raise it when a scene of the same seed and index looks different
+_SCENES_VERSION = 2  # raise it when a scene of the same seed and index looks different
 
 
 class ScenesSource:
@@ -105,6 +105,7 @@ def open_source(
     default_caption: str | None = None,
     scene_options: dict[str, Any] | None = None,
     table_options: dict[str, Any] | None = None,
+    hub_options: dict[str, Any] | None = None,
 ) -> Source:
     """The source that ``spec`` names.
 
@@ -115,6 +116,7 @@ def open_source(
         default_caption: the caption of samples that have none.
         scene_options: arguments of :class:`ScenesSource`.
         table_options: arguments of :func:`lisa.data.tables.parquet` or :func:`lisa.data.tables.hub`.
+        hub_options: arguments of :func:`lisa.data.tables.hub` alone, such as ``split``.
 
     Raises:
         LisaError: nothing of that name, or a problem of the source itself.
@@ -126,13 +128,13 @@ def open_source(
     if not require_condition:
         options.setdefault("condition_column", None)
     if text.startswith("hub:"):
-        return hub(text.removeprefix("hub:"), **options)
+        return hub(text.removeprefix("hub:"), **options, **(hub_options or {}))
     path = Path(text).expanduser()
     if path.suffix == ".parquet" or _holds_parquet(path):
         return parquet(path, **options)
     if not path.exists() and _could_be_hub_name(text):
         try:
-            return hub(text, **options)
+            return hub(text, **options, **(hub_options or {}))
         except LisaError as error:
             raise LisaError(f"there is no folder {text!r}, and as a Hub name: {error.problem}", error.remedy) from error
     return paired_folder(require_folder(spec), require_condition=require_condition, default_caption=default_caption)

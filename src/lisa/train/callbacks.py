@@ -1,7 +1,8 @@
-"""What happens beside the training: events, progress bar, checkpoints, an exponential average, and calls every K steps."""
+"""What happens beside the training: events, progress bar, checkpoints, moving average, and calls every K steps."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,41 +17,54 @@ from lisa.train.loop import Callback, Training
 class EventLog(Callback):
     """Writes the training's scalars to ``events.jsonl`` and to accelerate's trackers every ``every`` steps.
 
+    An event holds means over the steps since the last one and over all processes. What has been summed up belongs to a
+    checkpoint (``state_dict``), so that a resumed run writes the very events of an uninterrupted one.
+
     Args:
         run: the run folder.
         every: steps between events.
         extra: further scalars for each event, called on every process (so that it may reduce across them).
     """
 
-    def __init__(self, run: RunFolder, every: int, extra: Callable[[], Mapping[str, float]] = dict) -> None:
+    def __init__(self, run: RunFolder, every: int, extra: Callable[[], Mapping[str, Any]] = dict) -> None:
         self.run, self.every, self.extra = run, every, extra
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
         """Sum up on the device; read and write only every ``every`` steps."""
         for name, value in logs.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1  # not every figure comes with every step
         if training.state.step % self.every == 0 or training.state.step >= training.total_steps:
             self._write(training)
 
     def on_end(self, training: Training, finished: bool) -> None:
-        """Write what is left."""
-        if self._count:
-            self._write(training)
+        """Say why it ended, if it did not finish."""
+        if not finished and training.accelerator.is_main_process:
+            reason = training.stop.signal_name or ("not finite" if training.state.skipped_in_a_row else "asked to")
+            self.run.log(training.state.step, "stopped", {"reason": reason, "skipped": training.state.skipped})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and counts since the last event."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def _write(self, training: Training) -> None:
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        means = {name: value.float() / self._counts[name] for name, value in self._sums.items()}
+        means = training.accelerator.reduce(means, reduction="mean")
         state = training.state
         values: dict[str, Any] = {
-            **means,
+            **{name: float(value) for name, value in means.items()},
             **self.extra(),
             "learning_rate": training.scheduler.get_last_lr()[0],
             "skipped": state.skipped,
             "seconds": round(state.seconds, 3),
         }
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
         if training.accelerator.is_main_process:
             self.run.log(state.step, "train", values)
             training.accelerator.log(values, step=state.step)
@@ -59,9 +73,11 @@ class EventLog(Callback):
 class Progress(Callback):
     """A progress bar with the time left and the figures of ``describe``; plain lines where there is no terminal.
 
+    Both go to standard error: standard output belongs to results.
+
     Args:
-        describe: a short text for the bar, such as ``"loss 0.12, control gain 0.31"``, from the latest logs.
         label: what is being trained.
+        describe: a short text for the bar, such as ``"loss 0.12, control gain 0.31"``, from the latest logs.
         every: steps between plain lines.
     """
 
@@ -76,11 +92,11 @@ class Progress(Callback):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._started = (time.monotonic(), training.state.step)
-        self._console = Console()
-        if not training.accelerator.is_main_process or not self._console.is_terminal:
+        console = Console(stderr=True)
+        if not training.accelerator.is_main_process or not console.is_terminal:
             return
         columns = ("{task.description}", BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+        self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=console)
         self._task = self._bar.add_task(self.label, total=training.total_steps, completed=training.state.step, text="")
         self._bar.start()
 
@@ -93,14 +109,14 @@ class Progress(Callback):
         elif training.accelerator.is_main_process and (step % self.every == 0 or step == training.total_steps):
             began, first = self._started
             left = (time.monotonic() - began) / (step - first) * (training.total_steps - step)
-            print(
-                f"{self.label}  step {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left", flush=True
-            )
+            line = f"{self.label}  step {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left"
+            print(line, file=sys.stderr, flush=True)
 
-    def on_end(self, training: Training, finished: bool) -> None:
-        """Close the bar."""
+    def on_exit(self, training: Training) -> None:
+        """Close the bar: left open, it would hide the cursor and garble the message of an error."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
 
 class SaveCheckpoints(Callback):
@@ -109,6 +125,11 @@ class SaveCheckpoints(Callback):
     def __init__(self, checkpoints: Checkpoints, every: int) -> None:
         self.checkpoints, self.every = checkpoints, every
         self._last = -1
+
+    def on_start(self, training: Training) -> None:
+        """What was resumed from need not be written again."""
+        if training.state.step and self.checkpoints.path(training.state.step).is_dir():
+            self._last = training.state.step
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
         """Save, unless this is the last step, which :meth:`on_end` saves."""
@@ -130,6 +151,10 @@ class MovingAverage(Callback):
 
     def __init__(self, ema: Any, parameters: Callable[[], Any]) -> None:
         self.ema, self.parameters = ema, parameters
+
+    def on_start(self, training: Training) -> None:
+        """A checkpoint brings the average back on the CPU."""
+        self.ema.to(training.accelerator.device)
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
         """One update of the average, unless the step was thrown away."""

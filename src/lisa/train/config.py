@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from lisa.common.errors import nearest
 from lisa.train.settings import Settings
 
 Positive = Annotated[int, Field(ge=1)]
 CacheItem = Literal["latents", "text", "conditions"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _one_of(value: str, known: Iterable[str]) -> str:
+    names = list(known)
+    if value not in names:
+        raise ValueError(", ".join(filter(None, [f"must be one of {', '.join(names)}", nearest(value, names)])))
+    return value
 
 
 class ModelSettings(Settings):
@@ -26,6 +36,13 @@ class ModelSettings(Settings):
         None, description="For single-file checkpoints: a diffusers folder that tells the architecture."
     )
     share_prior: bool = Field(True, description="Compute what prior and controlled pass have in common once.")
+
+    @field_validator("pair")
+    @classmethod
+    def _known_pair(cls, value: str) -> str:
+        from lisa.pairs import pair_names
+
+        return _one_of(value, pair_names())
 
 
 class SideSettings(Settings):
@@ -81,18 +98,18 @@ class AlignSettings(Settings):
     patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
     min_delta: float = Field(0.002, ge=0, description="until-done: the smallest rise that counts.")
 
-    @model_validator(mode="after")
-    def _known_names(self) -> AlignSettings:
+    @field_validator("weighting", "schedule")
+    @classmethod
+    def _known_name(cls, value: str, info: ValidationInfo) -> str:
         from lisa.core.residual import weighting_names
         from lisa.core.schedule import schedule_names
 
-        for what, value, known in (
-            ("weighting", self.weighting, weighting_names()),
-            ("schedule", self.schedule, schedule_names()),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
-        return self
+        return _one_of(value, weighting_names() if info.field_name == "weighting" else schedule_names())
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is aligned; else this is the plain baseline."""
+        return self.enabled and self.weight > 0
 
     def schedule_options(self) -> dict[str, Any]:
         """Options of the schedule that takes any."""
@@ -113,7 +130,7 @@ class TrainSettings(Settings):
     ] = Field("constant_with_warmup", description="Learning-rate schedule of diffusers.optimization.")
     warmup: int = Field(500, ge=0, description="Warm-up steps.")
     optimizer: Literal["adamw", "adamw-8bit"] = Field("adamw", description="adamw-8bit needs the extra 'bnb' and CUDA.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm, of side network and decoder apart.")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast; the frozen network is cast.")

@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lisa.common.errors import LisaError
 from lisa.data.cache import ArrayCache, cache_key
 from lisa.data.samples import Source, captions_of
 from lisa.data.transforms import PairedTransform
@@ -26,8 +28,9 @@ _CHUNK = 16
 class Batch:
     """One batch on the device.
 
-    ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior mean
-    and standard deviation; ``condition`` (B, 3, H, W) in 0..1; ``context`` of the captions, ``empty`` of no caption.
+    ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior
+    mean and standard deviation; ``condition`` (B, 3, H, W) in 0..1; ``context`` of the captions, ``empty`` of
+    no caption.
     """
 
     visits: list[int]
@@ -179,27 +182,38 @@ def modules_hash(modules: Sequence[nn.Module]) -> str:
     return digest.hexdigest()[:20]
 
 
-class _Visits(Dataset[tuple[int, tuple[np.ndarray, np.ndarray]]]):
+class _Visits(Dataset[tuple[int, Any]]):
     """What worker processes read: a visit is ``epoch * count + index``."""
 
     def __init__(self, read: Callable[[int, int], tuple[np.ndarray, np.ndarray]], count: int) -> None:
         self.read, self.count = read, count
 
-    def __getitem__(self, visit: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-        return visit, self.read(visit % self.count, visit // self.count)
+    def __getitem__(self, visit: int) -> tuple[int, Any]:
+        try:
+            return visit, self.read(visit % self.count, visit // self.count)
+        except LisaError as error:  # handed over as it is: DataLoader would wrap a worker's error into a traceback
+            return visit, error
 
 
 def batches(data: EncodedData, plan: BatchPlan, start: int, device: torch.device, workers: int) -> Iterator[Batch]:
-    """Batches from number ``start`` on, for ever."""
+    """Batches from number ``start`` on, for ever.
+
+    Raises:
+        LisaError: a sample cannot be read.
+    """
     loader = DataLoader(
         _Visits(data.read, len(data)),
         batch_sampler=_Plan(plan, start),
         num_workers=workers,
         collate_fn=list,
         persistent_workers=False,
+        generator=torch.Generator(),  # its seeds for workers must not come from the training's random state
     )
     for items in loader:
         visits, parts = zip(*items, strict=True)
+        for part in parts:
+            if isinstance(part, LisaError):
+                raise part
         yield data.collate(visits, parts, device)
 
 

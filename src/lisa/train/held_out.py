@@ -53,12 +53,15 @@ class HeldOutMeter:
 
     def read(self, step: int) -> ConditionGap:
         """A reading with 95% intervals over the samples. Every process must call it."""
-        module = self.pair.side.module
-        training, module_mode = module.training, module.eval()
+        side = self.pair.side
+        callee, training = side.callee, side.module.training
+        # Not through the distributed wrapper: it may synchronise at every call, and processes make different numbers.
+        side.callee = side.module.eval()
         try:
             right, shuffled = self._sums(shuffled=False), self._sums(shuffled=True)
         finally:
-            module_mode.train(training)
+            side.callee = callee
+            side.module.train(training)
         gap = condition_gap(right, shuffled)
         self.last = gap
         self.onset.observe(step, gap.gap)

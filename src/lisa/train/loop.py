@@ -63,11 +63,15 @@ class Callback:
     def on_end(self, training: Training, finished: bool) -> None:
         """After the last step, or when the training was asked to stop (``finished`` is then false)."""
 
+    def on_exit(self, training: Training) -> None:
+        """Whatever happened, an error included: let go of what is held."""
+
 
 class Step(Protocol):
     """One forward pass: a batch and the number of the optimiser step it belongs to."""
 
-    def __call__(self, batch: Any, step: int) -> StepOutput: ...
+    def __call__(self, batch: Any, step: int) -> StepOutput:
+        """The loss of ``batch`` at optimiser step ``step``."""
 
 
 @dataclass
@@ -102,53 +106,81 @@ def run(training: Training) -> bool:
     """
     t, state = training, training.state
     with t.stop.listening():
-        t.notify("on_start")
-        running: dict[str, Tensor] = {}
-        clock = time.monotonic()
-        for batch in t.batches(state.micro_step) if state.step < t.total_steps else ():
-            with t.accelerator.accumulate(*t.modules):
-                output = t.step(batch, state.step)
-                t.accelerator.backward(output.loss)
-                _add(running, output)
-                state.micro_step += 1
-                if t.accelerator.sync_gradients:
-                    _optimise(t, running)
-            if not t.accelerator.sync_gradients:
-                continue
-            now = time.monotonic()
-            state.seconds, clock = state.seconds + now - clock, now
-            t.notify("after_step", _means(running))
-            running = {}
-            if state.skipped_in_a_row >= t.max_skipped or state.step >= t.total_steps or t.stop.requested:
-                break
-            clock = time.monotonic()  # what callbacks take (sampling, evaluation) is not training time
-        finished = state.step >= t.total_steps
-        t.notify("on_end", finished)
+        try:
+            t.notify("on_start")
+            _loop(t)
+            finished = state.step >= t.total_steps
+            t.notify("on_end", finished)
+        finally:
+            t.notify("on_exit")
     if state.skipped_in_a_row >= t.max_skipped:
         raise TrainingStopped(
-            f"the loss or its gradient was not finite {t.max_skipped} steps in a row (last at step {state.step})",
-            "A checkpoint was written. Likely causes: a learning rate that is too high, fp16 without loss scaling (use "
-            "bf16 or no mixed precision), damaged weights, or images outside 0..255",
+            f"the loss or its gradient was not finite {state.skipped_in_a_row} steps in a row (last: {state.step})",
+            "A checkpoint was written; its weights are those of the last good step. Likely causes: too high a learning "
+            "rate, fp16 (use bf16 or no mixed precision), damaged weights of the main network, damaged images",
         )
     return finished
 
 
+def _loop(t: Training) -> None:
+    state = t.state
+    running: dict[str, Tensor] = {}
+    clock = time.monotonic()
+    for batch in t.batches(state.micro_step) if state.step < t.total_steps else ():
+        with t.accelerator.accumulate(*t.modules):
+            output = t.step(batch, state.step)
+            t.accelerator.backward(output.loss)
+            _add(running, output)
+            state.micro_step += 1
+            if not t.accelerator.sync_gradients:
+                continue
+            _optimise(t, running)
+        state.seconds += time.monotonic() - clock
+        t.notify("after_step", _means(running))
+        running = {}
+        if state.skipped_in_a_row >= t.max_skipped or state.step >= t.total_steps or _asked_to_stop(t):
+            return
+        clock = time.monotonic()  # what callbacks take (sampling, evaluation) is not training time
+
+
+def _asked_to_stop(t: Training) -> bool:
+    """Whether any process was: a signal reaches them at different moments, and they must stop after the same step."""
+    if t.accelerator.num_processes == 1:
+        return t.stop.requested
+    asked = torch.tensor(float(t.stop.requested), device=t.accelerator.device)
+    return bool(t.accelerator.reduce(asked, reduction="sum") > 0)
+
+
 def _optimise(t: Training, running: dict[str, Tensor]) -> None:
     """Clip each group apart and step; a step that is not finite is thrown away and counted."""
-    norms = {name: t.accelerator.clip_grad_norm_(group.parameters, group.max_norm) for name, group in t.clip.items()}
-    running.update({f"grad_norm/{name}": norm.detach() for name, norm in norms.items() if norm is not None})
-    watched = [running["loss"]] if t.accelerator.scaler is not None else [running["loss"], *norms.values()]
-    bad = ~torch.isfinite(torch.stack([value.detach().float().reshape(()) for value in watched])).all()
-    bad = t.accelerator.reduce(bad.float(), reduction="sum")  # every process decides the same
-    t.state.step += 1
-    if bool(bad):
-        t.state.skipped += 1
-        t.state.skipped_in_a_row += 1
-    else:
-        t.state.skipped_in_a_row = 0
+    norms = _clip(t)
+    running.update({f"grad_norm/{name}": norm.detach() for name, norm in norms.items()})
+    scaler = t.accelerator.scaler
+    # With a loss scaler (fp16) overflowing gradients are its own business: it leaves such steps out, and scales down.
+    watched = [running["loss"]] if scaler is not None else [running["loss"], *norms.values()]
+    flat = [value.detach().float().reshape(()).to(t.accelerator.device) for value in watched]
+    bad = (~torch.isfinite(torch.stack(flat))).any().float()
+    skip = bool(t.accelerator.reduce(bad, reduction="sum") > 0)  # every process decides the same
+    if scaler is not None or not skip:
         t.optimizer.step()
+    if scaler is not None:
+        skip = skip or t.accelerator.optimizer_step_was_skipped
+    t.state.step += 1
+    t.state.skipped += skip
+    t.state.skipped_in_a_row = t.state.skipped_in_a_row + 1 if skip else 0
     t.scheduler.step()
     t.optimizer.zero_grad()
+
+
+def _clip(t: Training) -> dict[str, Tensor]:
+    """Clip the gradients of each group to its own norm; the norms before that."""
+    if t.accelerator.scaler is None:
+        clip = t.accelerator.clip_grad_norm_
+    else:
+        t.accelerator.unscale_gradients()  # accelerate's own clipping unscales at every call, which fails at the second
+        clip = torch.nn.utils.clip_grad_norm_
+    norms = {name: clip(group.parameters, group.max_norm) for name, group in t.clip.items()}
+    return {name: norm for name, norm in norms.items() if norm is not None}
 
 
 def _add(running: dict[str, Tensor], output: StepOutput) -> None:
@@ -158,6 +190,7 @@ def _add(running: dict[str, Tensor], output: StepOutput) -> None:
 
 
 def _means(running: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the micro-steps; gradient norms are of the whole step already."""
     count = running.pop("micro_steps")
     return {
         name: value if name.startswith("grad_norm/") else value / count.to(value.device)

@@ -14,7 +14,7 @@ from lisa.common.errors import LisaError, nearest
 class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, and every field has a description."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Settings)
@@ -32,7 +32,7 @@ def load_settings(model: type[Model], file: str | Path | None = None, overrides:
 
 def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """The raw mapping of a YAML file with overrides on top."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -44,13 +44,18 @@ def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
                 raise LisaError(f"there is no configuration file {str(path)!r}", "Check the path")
             base = OmegaConf.load(path)
         for item in overrides:
-            if "=" not in item:
-                raise LisaError(f"the override {item!r} has no '='", "Write overrides as section.key=value")
+            if not item.partition("=")[0].strip() or "=" not in item:
+                missing = "'='" if "=" not in item else "name before its '='"
+                raise LisaError(f"the override {item!r} has no {missing}", "Write overrides as section.key=value")
+        if not isinstance(base, DictConfig):
+            raise LisaError(
+                f"the configuration {str(file)!r} is not a mapping of sections", "See docs/configuration.md"
+            )
         merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise LisaError(f"the configuration {str(file)!r} cannot be read: {error}", "Correct the YAML") from None
-    if not isinstance(merged, dict):
-        raise LisaError(f"the configuration {str(file)!r} is not a mapping of sections", "See docs/configuration.md")
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        what = "the overrides cannot be read" if file is None else f"the configuration {str(file)!r} cannot be read"
+        raise LisaError(f"{what}: {' '.join(str(error).split())}", "Correct the YAML, or the overrides") from None
+    assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 
 
@@ -59,9 +64,13 @@ def check_settings(model: type[Model], raw: dict[str, Any]) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(model, item) for item in error.errors()]
+        found: dict[tuple[str, str], list[str]] = {}
+        for item in error.errors():  # a union gives one error per member
+            where, message, value = _explain(model, item)
+            found.setdefault((where, value), []).append(message)
+        problems = [f"{where}{'; '.join(messages)}{value}" for (where, value), messages in found.items()]
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise LisaError(f"the configuration has {count}:\n  " + "\n  ".join(problems) + "\n") from None
+        raise LisaError(f"the configuration has {count}:\n  " + "\n  ".join(problems)) from None
 
 
 def save_settings(settings: Settings, path: Path) -> None:
@@ -74,21 +83,69 @@ def save_settings(settings: Settings, path: Path) -> None:
         target.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def _explain(model: type[BaseModel], item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+def changed_settings(path: Path, settings: Settings) -> dict[str, tuple[Any, Any]]:
+    """Settings in which ``settings`` differs from the YAML file at ``path``: dotted name -> (there, here)."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    new = _flat(settings.model_dump(mode="json"))
+    names = [name for name in new if name not in ("resume", "overwrite", "out")]
+    return {name: (old.get(name), new[name]) for name in names if old.get(name) != new[name]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat
+
+
+def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
+    """Where ("section.key: "), what is wrong, and the value (" (got 3)")."""
+    where = ".".join(str(part) for part in _known_part(model, item["loc"]))
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, item["loc"][:-1])
-        hint = nearest(str(item["loc"][-1]), known)
-        return f"{where}: no such setting" + (f", {hint}" if hint else f" (there are: {', '.join(known)})")
-    value = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-    return f"{where or 'settings'}: {item['msg'].removeprefix('Value error, ')}{value}"
+        name = str(item["loc"][-1])
+        hint = nearest(name, known) or _elsewhere(model, name, where)
+        return f"{where}: ", "no such setting" + (f", {hint}" if hint else f" (there are: {', '.join(known)})"), ""
+    # A whole section as the value would bury the message.
+    value = (
+        "" if item["type"] == "missing" or isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r})"
+    )
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: " if where else "", message, value
+
+
+def _known_part(model: type[BaseModel], location: Sequence[Any]) -> list[Any]:
+    """``location`` without what pydantic adds to it for the members of a union (``size.int``)."""
+    section: Any = model
+    for depth, part in enumerate(location):
+        if section is None or part not in section.model_fields:
+            return list(location[: depth + 1] if section is not None or isinstance(part, int) else location[:depth])
+        section = _section(section, part)
+    return list(location)
+
+
+def _elsewhere(model: type[BaseModel], name: str, wrong: str) -> str:
+    """A setting of that name in another section."""
+    sections = {field: section for field in model.model_fields if (section := _section(model, field)) is not None}
+    places = [f"{field}.{name}" for field, section in sections.items() if name in section.model_fields]
+    places += [name] if name in model.model_fields and name != wrong else []
+    return f"did you mean {' or '.join(map(repr, places))}?" if places else ""
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
     """Names of the settings of the section at ``location``."""
     section: Any = model
     for part in location:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), section)
+        section = _section(section, part) or section
     return list(section.model_fields)
+
+
+def _section(model: type[BaseModel], field: Any) -> type[BaseModel] | None:
+    """The model of a section, or None where ``field`` is a plain setting."""
+    annotation = model.model_fields[field].annotation
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -1,0 +1,114 @@
+"""What surrounds a training: one accelerator, its trackers, and the first lines of the record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from lisa.build.parts import DataParts
+from lisa.common.errors import LisaError
+from lisa.common.model_folders import first_line
+from lisa.common.runfolder import RunFolder
+from lisa.train.config import TrainConfig
+from lisa.train.settings import changed_settings, save_settings
+
+_NEW_PROCESS = "Start a new Python process, or use the same train.mixed_precision as before"
+
+
+@contextmanager
+def session(config: TrainConfig) -> Iterator[Accelerator]:
+    """An accelerator for one training; trackers are closed and process groups left at the end, also after an error.
+
+    accelerate keeps its state in the process: where it was not in use before, it is cleared again, so that one program
+    can train several times with different settings.
+
+    Raises:
+        LisaError: this machine cannot do the mixed precision, or the tracker is not installed.
+    """
+    fresh = not AcceleratorState._shared_state
+    accelerator = _accelerator(config)
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+        if fresh:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    tracker, precision = config.log.tracker, config.train.mixed_precision
+    if tracker == "wandb":
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise LisaError(
+                "log.tracker=wandb needs the package wandb",
+                "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard",
+            ) from None
+    try:
+        return Accelerator(
+            gradient_accumulation_steps=config.train.accumulation,
+            mixed_precision=precision,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=str(config.out),
+        )
+    except ValueError as error:
+        remedy = _NEW_PROCESS if "already been initialized" in str(error) else "Use train.mixed_precision=no or bf16"
+        raise LisaError(
+            f"train.mixed_precision={precision} cannot be used here ({first_line(error)})", remedy
+        ) from error
+
+
+def begin_tracking(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Open TensorBoard's files in ``OUT/tracker``, or a W&B run named after the run folder."""
+    settings = {"config": config.model_dump_json()}
+    if config.log.tracker == "wandb":
+        names = {"name": config.out.resolve().name, "dir": str(config.out)}
+        accelerator.init_trackers("lisa", config=settings, init_kwargs={"wandb": names})
+    else:
+        accelerator.init_trackers("tracker", config=settings)
+
+
+def record_start(
+    config: TrainConfig, run_folder: RunFolder, data: DataParts, step: int, checkpoint: Path | None, quiet: bool
+) -> None:
+    """Write ``config.yaml`` and the first event of this sitting; on the main process, once everything has been loaded.
+
+    The configuration is written as one to continue with: without ``resume`` and ``overwrite``.
+    """
+    facts = {"train_samples": len(data.train), "held_out_samples": len(data.held_out), "notes": data.notes}
+    notes = list(data.notes)
+    if config.resume is None or not any(run_folder.read_events()):
+        run_folder.log(step, "started", facts)
+    else:
+        changes = changed_settings(run_folder.config, config)
+        notes += [f"{name} is {new!r} now, it was {old!r}" for name, (old, new) in changes.items()]
+        where = {"checkpoint": None if checkpoint is None else checkpoint.name, "changed": changes}
+        run_folder.log(step, "resumed", {**where, **facts})
+    save_settings(config.model_copy(update={"resume": None, "overwrite": False}), run_folder.config)
+    if not quiet:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+
+
+def weight_dtype(config: TrainConfig) -> torch.dtype:
+    """What the frozen network is stored in."""
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.train.mixed_precision]
+
+
+def under_autocast(step: Any, accelerator: Accelerator) -> Any:
+    """``step``, run in the training's mixed precision."""
+
+    def call(batch: Any, number: int) -> Any:
+        with accelerator.autocast():
+            return step(batch, number)
+
+    return call
