@@ -28,3 +28,15 @@ def sd21(model_root):
 def sd_small(model_root):
     """Epsilon, factor 4, three levels: the geometry of the embedded model."""
     return tiny.make_folder(model_root / "small", factor=4, levels=3)
+
+
+@pytest.fixture(scope="session")
+def finished_run(sd_small, tmp_path_factory):
+    """A finished training of three steps with LISA, to be read only; its summary is in summary.json."""
+    import lisa
+    import runs
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    changes = {"train__steps": 3, "log__tracker": "tensorboard", "log__held_out_every": 2, "log__checkpoint_every": 2}
+    lisa.train(runs.settings(out, sd_small, **changes), quiet=True)
+    return out

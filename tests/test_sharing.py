@@ -126,7 +126,7 @@ def test_hooks_of_others_apply_once(sd15):
     for share in (True, False):
         pair = tiny.make_pair(sd15, share_prior=share)
         block = pair.main.network.down_blocks[1]
-        block.register_forward_hook(lambda _m, _i, output: (output[0] * 2, output[1]))
+        block.register_forward_hook(lambda _m, _i, output: (output[0], tuple(2 * skip for skip in output[1])))
         results.append(pair.predict(tiny.make_inputs(pair.main)[0]))
     assert torch.equal(results[0].prior, results[1].prior)
     assert torch.equal(results[0].controlled, results[1].controlled)

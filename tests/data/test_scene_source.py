@@ -130,14 +130,13 @@ def test_every_condition_has_its_drawing():
     assert tuple(scenes._DRAW) == SCENE_CONDITIONS
 
 
-PINNED_HASH = "ad0bd6d714a12c75"
+PINNED_HASH = "c674d93da0de1b89"
 PINNED_CAPTIONS = (
-    "a small yellow triangle and a medium pink circle in front of a medium blue triangle"
-    " on a textured white background",
+    "a large pink circle in front of a medium blue triangle on a graded yellow background",
     "a small pink star in front of a large yellow square on a white background",
 )
 PINNED_MEANS = {
-    (0, 0): [[244.2, 223.9, 233.4], [244.3, 217.3, 229.5], [225.7, 224.2, 240.0], [217.7, 213.1, 217.4]],
-    (1, 12345): [[244.8, 238.8, 222.1], [245.0, 241.0, 240.9], [244.0, 230.4, 149.0], [244.8, 232.0, 226.0]],
-    (7, 3): [[245.0, 242.9, 239.1], [216.4, 220.0, 229.4], [240.4, 224.4, 191.9], [210.9, 199.6, 210.1]],
+    (0, 0): [[250.9, 211.4, 117.7], [247.5, 196.5, 114.0], [219.2, 190.5, 84.2], [200.7, 171.7, 83.3]],
+    (1, 12345): [[244.7, 237.7, 212.0], [245.0, 240.8, 239.0], [244.0, 229.4, 142.8], [244.7, 228.1, 219.9]],
+    (7, 3): [[245.3, 243.0, 239.1], [207.0, 211.9, 224.3], [236.2, 215.0, 180.2], [200.1, 184.9, 201.2]],
 }

@@ -209,9 +209,9 @@ def _training(
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    model, optimizer = accelerator.prepare(model, optimizer)
     state = LoopState()
-    accelerator.register_for_checkpointing(state, *([ema] if ema is not None else []))
+    accelerator.register_for_checkpointing(state, scheduler, *([ema] if ema is not None else []))
     stage = RunFolder(run_folder.path / "stages" / label)
     checkpoints = Checkpoints(stage, accelerator, {}, limit=1)
     latest = checkpoints.find("latest")

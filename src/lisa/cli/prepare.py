@@ -30,8 +30,7 @@ def prepare(
         return
     typer.echo(f"{report.made} made, {report.kept} kept: {report.samples} samples in {report.out}")
     if report.uncaptioned:
-        remedy = "lisa train needs data.default_caption=TEXT; or prepare again with --caption"
-        typer.echo(f"{report.uncaptioned} of them have no caption: {remedy}")
+        typer.echo(f"{report.uncaptioned} of them have an empty caption; --caption TEXT gives them one")
 
 
 def photos(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LisaError(Exception):
@@ -33,6 +35,21 @@ class TrainingStopped(LisaError):
     """Training cannot go on, but what it had is saved."""
 
     exit_code = 3
+
+
+def need(module: str, extra: str) -> Any:
+    """Import an optional package (or a module of one).
+
+    Raises:
+        LisaError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise LisaError(
+            f"this needs the package {module.split('.')[0]!r}, which is not installed ({error})",
+            f"Install it with: pip install 'lisa-diffusion[{extra}]'",
+        ) from None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lisa.common.errors import LisaError
+from lisa.common.errors import LisaError, need
 from lisa.common.files import write_text
 from lisa.data.images import load_rgb, save_png
 
@@ -35,7 +35,7 @@ def sample_photos() -> dict[str, Path]:
     Raises:
         LisaError: this installation carries none.
     """
-    import skimage
+    skimage = need("skimage", "conditions")
 
     # Files are looked up directly: skimage.data's own functions may download what they do not find.
     folder = Path(skimage.__file__).parent / "data"

@@ -37,9 +37,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (128, 130, 135),
 }
 SIZES: dict[str, tuple[float, float]] = {  # circumscribed radius as a fraction of the picture's side
-    "small": (0.13, 0.155),
-    "medium": (0.19, 0.22),
-    "large": (0.26, 0.30),
+    "small": (0.16, 0.18),
+    "medium": (0.22, 0.25),
+    "large": (0.29, 0.33),
 }
 BACKGROUNDS = ("plain", "graded", "textured")
 # One well separated colour per kind, shared by the segmentation and the skeleton condition.
@@ -166,7 +166,7 @@ def outlines(labels: IntArray) -> NDArray[np.bool_]:
 
 def _draw_scene(rng: np.random.Generator) -> Scene:
     names = list(COLOURS)
-    count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15]))
+    count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.4, 0.2, 0.1]))
     colours = [names[i] for i in rng.permutation(len(names))[: count + 1]]
     shapes = []
     for i in range(count):
@@ -189,13 +189,13 @@ def _draw_scene(rng: np.random.Generator) -> Scene:
         )
     background = str(rng.choice(BACKGROUNDS, p=[0.4, 0.3, 0.3]))
     rgb = np.asarray(COLOURS[colours[-1]], float) + rng.uniform(-8, 8, 3)
-    amplitude = {"plain": 0.0, "graded": 32.0, "textured": 16.0}[background]
+    amplitude = {"plain": 0.0, "graded": 32.0, "textured": 12.0}[background]
     return Scene(
         shapes=tuple(shapes),
         background=background,
         background_colour=colours[-1],
         background_rgb=tuple(float(v) for v in np.clip(rgb, 0, 255)),  # type: ignore[arg-type]
-        texture=(float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(0.2, 0.35)), amplitude),
+        texture=(float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(0.25, 0.5)), amplitude),
     )
 
 

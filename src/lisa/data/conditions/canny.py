@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lisa.common.errors import need
 from lisa.data.conditions.gray import grey_picture, luminance
 from lisa.data.samples import ByteArray
 
@@ -18,7 +19,7 @@ def edge_mask(image: ByteArray, *, sigma: float = 1.0, low: float = 0.1, high: f
         low: lower threshold of the gradient's magnitude, for luminance 0..1.
         high: upper threshold.
     """
-    from skimage.feature import canny
+    canny = need("skimage.feature", "conditions").canny
 
     mask: NDArray[np.bool_] = canny(luminance(image), sigma=sigma, low_threshold=low, high_threshold=high)
     return mask

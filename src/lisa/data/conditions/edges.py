@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lisa.common.errors import need
 from lisa.data.conditions.gray import grey_picture, luminance
 from lisa.data.samples import ByteArray
 
@@ -13,9 +14,8 @@ _FULL = 0.25  # magnitude drawn white: a fixed scale keeps weak pictures weak, w
 
 def edge_strength(image: ByteArray, *, sigma: float = 1.0) -> NDArray[np.float64]:
     """Strength of edges of uint8 (H, W, 3): float (H, W), 0..1."""
-    from skimage.filters import gaussian, scharr
-
-    magnitude = scharr(gaussian(luminance(image), sigma=sigma))
+    filters = need("skimage.filters", "conditions")
+    magnitude = filters.scharr(filters.gaussian(luminance(image), sigma=sigma))
     return np.clip(magnitude / _FULL, 0, 1).astype(np.float64)
 
 

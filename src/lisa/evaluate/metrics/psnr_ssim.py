@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lisa.common.errors import LisaError
+from lisa.common.errors import LisaError, need
 from lisa.evaluate.metrics.shapes import require_same_shape
 
 _RANGE = 255.0
@@ -32,7 +32,7 @@ def ssim(truth: NDArray[Any], made: NDArray[Any]) -> float:
     Raises:
         LisaError: pictures of different size, or smaller than the window.
     """
-    from skimage.metrics import structural_similarity
+    structural_similarity = need("skimage.metrics", "conditions").structural_similarity
 
     truth, made = np.asarray(truth), np.asarray(made)
     require_same_shape(truth, made)
