@@ -202,6 +202,23 @@ def fails_after(times, module):
     return forward
 
 
+def test_what_was_kept_is_forgotten_after_failures_and_after_use(sd15):
+    pair = tiny.make_pair(sd15)
+    shared, (inputs, _) = pair.shared, tiny.make_inputs(pair.main)
+    with pytest.raises(Boom), torch.no_grad(), shared.capture():
+        pair.main.forward(inputs.x_t, inputs.t, inputs.context)
+        raise Boom  # too late for the prior: everything had been kept
+    assert not shared.captured
+    for failure in (nullcontext(), pytest.raises(Boom)):
+        with torch.no_grad(), shared.capture():
+            pair.main.forward(inputs.x_t, inputs.t, inputs.context)
+        assert shared.captured
+        with failure, shared.replay():
+            if not isinstance(failure, nullcontext):
+                raise Boom
+        assert not shared.captured and tiny.traces(pair.main.network) == {}
+
+
 def test_replay_needs_a_capture(pairs):
     with pytest.raises(LisaError, match=r"nothing was captured.*capture"), pairs[0].shared.replay():
         pass
