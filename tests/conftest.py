@@ -6,6 +6,8 @@ import pytest
 
 import tiny
 
+pytest.register_assert_rewrite("runs")  # its comparisons should say what differs
+
 
 @pytest.fixture(scope="session")
 def model_root(tmp_path_factory):

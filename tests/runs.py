@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
+from lisa.cli.common import quiet_libraries
 from lisa.common.runfolder import RunFolder
 from lisa.train.step import ControlStep
 
@@ -37,6 +38,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> None:
     """accelerate keeps its settings in the process: what another test left must not reach this one."""
+    quiet_libraries()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -77,7 +79,8 @@ def weights(out: Path) -> dict[str, bytes]:
 
 def assert_same(one: Path, two: Path) -> None:
     """Bit for bit the same weights, the same events, the same figures in the summary."""
-    assert events(one) == events(two)
+    for first, second in zip(events(one), events(two), strict=True):
+        assert first == second
     ours, theirs = weights(one), weights(two)
     assert list(ours) == list(theirs) and len(ours) >= 3
     assert [name for name in ours if ours[name] != theirs[name]] == []

@@ -48,11 +48,13 @@ class Recorder(Callback):
         self.seen.append("exit")
 
 
-def make(batch=4, accumulation=1, steps=4, spoil=lambda loss, micro: loss, clip=100.0, rate=0.1, **options):
+def make(batch=4, accumulation=1, steps=4, spoil=lambda loss, micro: loss, clip=100.0, scaler=None, **options):
     """A training on consecutive rows; ``spoil(loss, number of the micro-step)`` may change the loss."""
     accelerator = Accelerator(gradient_accumulation_steps=accumulation, cpu=True)
+    if scaler is not None:
+        accelerator.scaler, accelerator.native_amp = scaler, True
     net = accelerator.prepare(Net())
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     micro = iter(range(10**6))
 
@@ -107,9 +109,7 @@ def test_groups_are_clipped_apart():
 
     def after_one_step(clip, factor):
         training, net, recorder = make(steps=1, clip=clip)
-        step = training.step
         net.decoder.weight.register_hook(lambda gradient: gradient * factor)
-        training.step = step
         before = flat(net)
         run(training)
         moved = flat(net) - before
@@ -176,7 +176,7 @@ def test_a_signal_stops_after_the_step(number):
     inner = training.step
 
     def step(rows, current):
-        if current == 1:
+        if training.state.micro_step == 2:
             os.kill(os.getpid(), number)
         return inner(rows, current)
 
@@ -243,34 +243,24 @@ def test_processes_stop_together(monkeypatch):
     assert heard == [0.0, 0.0] and not training.stop.requested
 
 
-class Scaler:
-    """What torch's GradScaler does that matters here, without a GPU."""
+def test_with_a_loss_scaler(monkeypatch):
+    """fp16's GradScaler on the CPU: gradients are unscaled once for all groups, overflows are its own business."""
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    spoil = lambda loss, micro: loss * math.inf if micro == 1 else loss  # noqa: E731
+    training, net, recorder = make(steps=3, spoil=spoil, scaler=scaler)
+    plain, other, expected = make(steps=3, spoil=spoil)
+    assert run(training) and run(plain)
+    assert training.state.skipped == plain.state.skipped == 1
+    assert scaler.get_scale() == 2.0**9, "it heard of the overflow"
+    assert torch.allclose(flat(net), flat(other), atol=1e-3)  # half precision
+    assert recorder.logs[0] == pytest.approx(expected.logs[0], rel=3e-2), "norms are those of the true gradients"
 
-    def __init__(self, skip=()) -> None:
-        self.calls, self.skip, self.unscaled = [], set(skip), False
 
-    def unscale(self, *_):
-        assert not self.unscaled, "unscale_() has already been called on this optimizer since the last update()"
-        self.unscaled = True
-
-
-def test_with_a_loss_scaler_gradients_are_unscaled_once(monkeypatch):
-    training, net, _ = make(steps=3)
-    scaler = Scaler()
-    monkeypatch.setattr(training.accelerator, "scaler", scaler)
-    monkeypatch.setattr(training.accelerator, "unscale_gradients", scaler.unscale)
-    steps, was_skipped = [], [False, True, False]
-
-    class Optimizer:
-        def step(self):
-            scaler.unscaled = False
-            steps.append(training.state.step)
-
-        def zero_grad(self):
-            net.zero_grad()
-
-    training.optimizer = Optimizer()
-    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: was_skipped[len(steps) - 1]))
-    assert run(training)
-    assert steps == [0, 1, 2], "the scaler itself leaves a step out, and must hear of it"
-    assert training.state.skipped == 1
+def test_a_loss_scaler_that_always_overflows_stops_the_training(monkeypatch):
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+    training, net, _ = make(steps=9, max_skipped=4, scaler=torch.amp.GradScaler("cpu"))
+    net.side.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingStopped, match="4 steps in a row"):
+        run(training)
+    assert torch.isfinite(flat(net)).all()

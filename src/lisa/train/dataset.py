@@ -91,7 +91,8 @@ class EncodedData:
         moments = first if self._moments is not None else self.main.encode_moments(_pixels_to_tensor(first, device))
         return Batch(
             visits=list(visits),
-            moments=moments.to(device, torch.float32),
+            # An encoder may answer channels last, and convolutions round differently then.
+            moments=moments.to(device, torch.float32).contiguous(),
             condition=condition,
             context=self.context([visit % len(self) for visit in visits], device),
             empty={name: value.to(device) for name, value in self.empty.items()},

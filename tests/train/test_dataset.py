@@ -1,0 +1,140 @@
+"""Encoded data: what the cache gives is what encoding on the way gives, and its keys depend on no more than they must."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from lisa.common.errors import LisaError
+from lisa.data.sources import ScenesSource
+from lisa.data.transforms import PairedTransform
+from lisa.pairs import pair_spec
+from lisa.train.batches import BatchPlan
+from lisa.train.dataset import EncodedData, batches, modules_hash
+
+ALL = ("latents", "text", "conditions")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def main(sd_small):
+    return pair_spec("sd-controlnet").load_main(str(sd_small))
+
+
+def encode(main, folder, cached=ALL, condition="edges", size=32, seed=5, **options):
+    transform = PairedTransform((size, size), flip=True, seed=2, **options)
+    return EncodedData(ScenesSource(condition, seed=seed, count=7, size=size), main, transform, folder, cached)
+
+
+def first(data, count=5, workers=0, start=0):
+    return list(islice(batches(data, BatchPlan(len(data), 3, seed=0), start, CPU, workers), count))
+
+
+def flat(batch):
+    values = dataclasses.asdict(batch)
+    return {
+        "visits": values["visits"],
+        **{name: values[name] for name in ("moments", "condition")},
+        **{f"{name}.{key}": value for name in ("context", "empty") for key, value in values[name].items()},
+    }
+
+
+def assert_equal(ours, theirs):
+    for one, two in zip(ours, theirs, strict=True):
+        one, two = flat(one), flat(two)
+        assert one.pop("visits") == two.pop("visits") and one.keys() == two.keys()
+        for name in one:
+            assert one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]), name
+            assert one[name].stride() == two[name].stride(), f"{name}: convolutions round by the layout"
+
+
+@pytest.mark.parametrize("cached", [ALL, ("latents",), ("text", "conditions")])
+def test_cached_equals_uncached(main, tmp_path, cached):
+    """Bit for bit, both ways round (flip), over three epochs; a second time from the files alone."""
+    expected = first(encode(main, tmp_path, ()), 7)
+    assert not any(tmp_path.iterdir())
+    assert_equal(first(encode(main, tmp_path, cached), 7), expected)
+    assert_equal(first(encode(main, tmp_path, cached), 7), expected)
+
+
+def test_shapes_and_ranges(main, tmp_path):
+    (batch,) = first(encode(main, tmp_path), 1)
+    assert batch.moments.shape == (3, 8, 8, 8) and (batch.moments[:, 4:] > 0).all()
+    assert batch.condition.shape == (3, 3, 32, 32) and 0 <= batch.condition.min() < batch.condition.max() <= 1
+    assert batch.context["encoder_hidden_states"].shape == (3, tiny.WORDS, tiny.TEXT_WIDTH)
+    assert batch.empty["encoder_hidden_states"].shape == (1, tiny.WORDS, tiny.TEXT_WIDTH)
+
+
+def test_image_and_condition_are_mirrored_together(main, tmp_path):
+    data = encode(main, tmp_path, ())
+    seen = set()
+    for epoch in range(4):
+        for index in range(7):
+            sample, (image, condition) = data.source[index], data.read(index, epoch)
+            mirrored = data.transform.flips(index, epoch)
+            seen.add(mirrored)
+            step = -1 if mirrored else 1
+            assert np.array_equal(image, sample.image[:, ::step])
+            assert np.array_equal(condition, sample.condition[:, ::step])
+    assert seen == {True, False}
+
+
+def test_each_cache_is_made_anew_only_by_what_affects_it(main, tmp_path, monkeypatch):
+    def made(**changes):
+        before = set(tmp_path.iterdir())
+        encode(main, tmp_path, **changes)
+        return sorted(file.stem for folder in set(tmp_path.iterdir()) - before for file in folder.glob("*.npy"))
+
+    every = ["conditions", "encoder_hidden_states", "moments"]
+    assert made() == every
+    assert made() == []
+    assert made(condition="depth") == ["conditions"]
+    assert made(size=16) == ["conditions", "moments"]
+    assert made(seed=6) == every
+    scheduler = main.pipeline.scheduler
+    monkeypatch.setattr(main.pipeline, "scheduler", type(scheduler).from_config(scheduler.config, beta_end=0.1))
+    main.network.conv_in.weight.data.add_(1)
+    assert made() == [], "neither latents nor text depend on the UNet or the schedule"
+    main.pipeline.vae.encoder.conv_in.weight.data.add_(1)
+    assert made() == ["moments"]
+    main.pipeline.text_encoder.get_input_embeddings().weight.data.add_(1)
+    assert made() == ["encoder_hidden_states"]
+
+
+def test_the_same_model_has_the_same_hash_wherever_it_lies(sd_small, tmp_path):
+    import shutil
+
+    shutil.copytree(sd_small, tmp_path / "copy")
+    load = pair_spec("sd-controlnet").load_main
+    one, two = (load(str(path)).encoder_modules("text") for path in (sd_small, tmp_path / "copy"))
+    assert modules_hash(one) == modules_hash(two)
+
+
+def test_batches_start_anywhere(main, tmp_path):
+    data = encode(main, tmp_path)
+    assert_equal(first(data, 2, start=3), first(data, 5)[3:])
+
+
+def test_worker_processes_change_nothing(main, tmp_path):
+    data = encode(main, tmp_path)
+    before = torch.get_rng_state()
+    ours = first(data, 3, workers=1)
+    assert_equal(ours, first(data, 3))
+    assert torch.equal(torch.get_rng_state(), before), "the training's random state is its own"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read_is_one_message(main, tmp_path, monkeypatch, workers):
+    data = encode(main, tmp_path, ())
+
+    def broken(self, index):
+        raise LisaError(f"image {index} is truncated", "Replace it")
+
+    monkeypatch.setattr(ScenesSource, "__getitem__", broken)
+    with pytest.raises(LisaError, match=r"^image \d is truncated\. Replace it\.$"):
+        first(data, workers=workers)

@@ -1,0 +1,126 @@
+"""One step: what is drawn, what is computed, and when the prior is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from lisa.core.meter import LearningMeter
+from lisa.core.schedule import make_schedule
+from lisa.processes.draws import Draws
+from lisa.sides.attach import attach
+from lisa.train.dataset import Batch
+from lisa.train.step import ControlStep, drop_captions
+
+MOMENTS = torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def batch(visits=(4, 9, 11)):
+    generator = torch.Generator().manual_seed(0)
+    text = (tiny.WORDS, tiny.TEXT_WIDTH)
+    return Batch(
+        list(visits),
+        MOMENTS,
+        torch.rand(3, 3, 32, 32, generator=generator),
+        {"encoder_hidden_states": torch.randn(3, *text, generator=generator)},
+        {"encoder_hidden_states": torch.zeros(1, *text)},
+    )
+
+
+def make(sd_small, *, aligned=True, dropout=0.5, schedule="constant", **options):
+    pair = tiny.make_pair(sd_small, **options)
+    aligner = attach(pair.side.module, "down.5", out_channels=4, stride=2) if aligned else None
+    weights = make_schedule(schedule, 0.2, 10) if aligned else None
+    return ControlStep(pair, aligner, aligner, weights, LearningMeter(), Draws(0), dropout)
+
+
+def test_both_arms_see_the_same(sd_small):
+    """Same noise, timesteps, dropout, latents; and with the weights equal the same usual loss, bit for bit."""
+    lisa, plain = make(sd_small), make(sd_small, aligned=False)
+    for step in (0, 7):
+        (ours, target), (theirs, other) = lisa.inputs(batch(), step), plain.inputs(batch(), step)
+        assert torch.equal(target, other)
+        for one, two in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+            equal = torch.equal(one, two) if isinstance(one, torch.Tensor) else all(
+                torch.equal(one[name], two[name]) for name in one
+            )
+            assert equal
+        with_alignment, without = lisa(batch(), step), plain(batch(), step)
+        assert torch.equal(with_alignment.logs["mse"], without.loss)
+        assert with_alignment.loss > without.loss
+
+
+def test_draws_change_with_step_visit_and_seed(sd_small):
+    step = make(sd_small)
+    first, target = step.inputs(batch(), 0)
+    assert not torch.equal(step.inputs(batch(), 1)[1], target)
+    moved = step.inputs(batch((9, 4, 11)), 0)[1]
+    assert torch.equal(moved[2], target[2]) and not torch.equal(moved[0], target[0])
+    noise = step.draws.noise(0, [9], (4, 8, 8))[0]
+    assert torch.equal(target[1], noise), "keyed by the visit, not by the place in the batch"
+    step.draws = Draws(1)
+    assert not torch.equal(step.inputs(batch(), 0)[0].x_t, first.x_t)
+
+
+def test_the_posterior_is_sampled(sd_small):
+    step = make(sd_small)
+    process = step.pair.main.process
+    inputs, noise = step.inputs(batch(), 0)
+    alpha, sigma = (each.reshape(-1, 1, 1, 1) for each in process.alpha_sigma(inputs.t))
+    posterior = step.draws.noise(0, [4, 9, 11], (4, 8, 8), "posterior")
+    latents = MOMENTS[:, :4] + MOMENTS[:, 4:] * posterior
+    assert torch.allclose(inputs.x_t, (alpha * latents + sigma * noise).float(), atol=1e-5)
+    assert not torch.equal(posterior, noise)
+
+
+@pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (1.0, 1.0), (0.3, 0.3)])
+def test_captions_are_dropped_anew_at_each_visit(sd_small, dropout, share):
+    step = make(sd_small, aligned=False, dropout=dropout)
+    dropped = []
+    for number in range(100):
+        text = step.inputs(batch((3 * number, 3 * number + 1, 3 * number + 2)), number)[0].context
+        rows = text["encoder_hidden_states"].abs().sum(dim=(1, 2)) == 0
+        dropped += rows.tolist()
+    assert sum(dropped) / 300 == pytest.approx(share, abs=0.08)
+
+
+def test_dropping_takes_whole_rows():
+    given, empty = {"a": torch.ones(3, 2, 2), "b": torch.ones(3, 4)}, {"a": torch.zeros(1, 2, 2), "b": torch.zeros(1, 4)}
+    kept = drop_captions(given, empty, torch.tensor([True, False, True]))
+    assert kept["a"][:, 0, 0].tolist() == kept["b"][:, 0].tolist() == [0, 1, 0]
+
+
+def runs_of_the_main_network(step, number):
+    counts = []
+    handle = step.pair.main.network.conv_in.register_forward_hook(lambda *_: counts.append(1))
+    output = step(batch(), number)
+    handle.remove()
+    return len(counts), output
+
+
+def test_the_prior_is_computed_only_while_it_is_needed(sd_small):
+    step = make(sd_small, schedule="until-done")
+    runs, output = runs_of_the_main_network(step, 0)
+    assert runs == 2 and {"alignment", "decoder_r2"} <= output.logs.keys() and step.meter.read().count == 3
+    step.schedule.load_state_dict({**step.schedule.state_dict(), "finished": True})
+    runs, output = runs_of_the_main_network(step, 1)
+    assert runs == 1 and output.logs.keys() == {"mse"} and torch.equal(output.loss, output.logs["mse"])
+    assert step.meter.read().count == 3 and step.aligner.weight == 0
+    output.loss.backward()
+    assert all(parameter.grad is None for parameter in step.aligner.parameters())
+
+
+def test_the_plain_arm_computes_no_prior(sd_small):
+    runs, output = runs_of_the_main_network(make(sd_small, aligned=False), 0)
+    assert runs == 1 and output.logs.keys() == {"mse"}
+
+
+def test_the_weight_follows_the_schedule(sd_small):
+    step = make(sd_small, schedule="cosine")
+    weights = []
+    for number in (0, 5, 9):
+        output = step(batch(), number)
+        weights.append(float((output.loss.detach() - output.logs["mse"]) / output.logs["alignment"]))
+    expected = [step.schedule.weight(number) for number in (0, 5, 9)]
+    assert weights == pytest.approx(expected, abs=1e-4) and weights[0] == pytest.approx(0.2) and weights[2] < 0.01
