@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from lisa.build.parts import DataParts
 from lisa.common.errors import LisaError
@@ -53,6 +53,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
                 "log.tracker=wandb needs the package wandb",
                 "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard",
             ) from None
+    device = PartialState().device.type
+    if precision == "fp16" and device in ("cpu", "mps"):
+        raise LisaError(
+            f"train.mixed_precision=fp16 needs a GPU; this device is {device}", "Use train.mixed_precision=no or bf16"
+        )
     try:
         return Accelerator(
             gradient_accumulation_steps=config.train.accumulation,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from lisa.build.pretraining_data import Pictures, encode_pictures, load_pictures, open_pictures, to_uint8
+from lisa.common.errors import LisaError
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.runfolder import RunFolder
-from lisa.data.cache import ArrayCache, cache_key
-from lisa.data.samples import Source, captions_of
-from lisa.data.split import held_out_split
-from lisa.data.transforms import PairedTransform
 from lisa.processes.ddpm import DDPMProcess
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
@@ -39,59 +36,19 @@ _EVERY = 50  # steps between events
 def pretrain(config: PretrainConfig) -> Path | None:
     """Run or continue a pretraining; the folder of the finished model, or None if it was interrupted."""
     run_folder = RunFolder(config.out)
+    run_folder.check(overwrite=config.overwrite, resume=config.resume)
+    if Accelerator().num_processes > 1:
+        raise LisaError(
+            "lisa pretrain runs in one process", "Start it without accelerate launch; models this small need no more"
+        )
+    source = open_pictures(config)
     run_folder.open(overwrite=config.overwrite, resume=config.resume)
     save_settings(config, run_folder.config)
-    pictures = load_pictures(config)
+    pictures = load_pictures(config, source)
     vae = _train_vae(config, run_folder, pictures)
     if vae is None:
         return None
     return _train_denoiser(config, run_folder, pictures, vae)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Every picture of the data, uint8 (N, S, S, 3) on disk, with captions; ``train`` and ``held_out`` are indices."""
-
-    pixels: np.ndarray
-    captions: list[str]
-    train: list[int]
-    held_out: list[int]
-    cache: Path
-    fingerprint: str
-
-    def tensor(self, indices: list[int], flip: np.ndarray | None = None) -> Tensor:
-        """Pictures in -1..1, (B, 3, S, S); mirrored where ``flip`` (B,) is true."""
-        chosen = self.pixels[indices]
-        if flip is not None:
-            chosen = np.where(flip[:, None, None, None], chosen[:, :, ::-1], chosen)
-        return torch.from_numpy(np.ascontiguousarray(chosen)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def load_pictures(config: PretrainConfig) -> Pictures:
-    """Read or draw every picture once, to a file on disk that both stages and resumed runs share."""
-    source = _open_source(config)
-    cache = config.out / "cache"
-
-    def draw(part: slice) -> np.ndarray:
-        return np.stack([transform.sample(source[i], i).image for i in range(part.start, part.stop)])
-
-    shape = (len(source), config.data.size, config.data.size, 3)
-    transform = PairedTransform((config.data.size, config.data.size))
-    fingerprint = source.part_fingerprint("image")
-    store = ArrayCache(cache, cache_key(images=fingerprint, size=config.data.size))
-    pixels = store.get_or_build("pixels", shape, np.uint8, draw)
-    split = held_out_split(source.keys, config.data.held_out, config.seed)
-    return Pictures(pixels, captions_of(source), list(split.train), list(split.held_out), cache, fingerprint)
-
-
-def _open_source(config: PretrainConfig) -> Source:
-    from lisa.data.sources import check_source, open_source
-
-    scenes = {"seed": config.seed, "count": config.data.scenes, "size": config.data.size}
-    source = open_source(config.data.folder or "scenes", require_condition=False, scene_options=scenes)
-    if config.data.folder is not None:
-        check_source(source)
-    return source
 
 
 def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures) -> Any | None:
@@ -138,7 +95,7 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
     accelerator = Accelerator()
     settings = config.denoiser
     tokenizer = make_tokenizer(pictures.captions, config.text)
-    latents, size = _latents(config, pictures, vae), config.data.size // 2 ** (len(config.vae.channels) - 1)
+    latents, size = encode_pictures(config, pictures, vae), config.data.size // 2 ** (len(config.vae.channels) - 1)
     model = torch.nn.ModuleDict(
         {
             "unet": make_unet(settings, config.vae.latent_channels, size, config.text.hidden),
@@ -243,23 +200,6 @@ def _training(
     )
 
 
-def _latents(config: PretrainConfig, pictures: Pictures, vae: Any) -> Callable[[list[int], np.ndarray], Tensor]:
-    """Scaled latents (posterior means) of any pictures and their mirror images, computed once and kept on disk."""
-    side = config.data.size // 2 ** (len(config.vae.channels) - 1)
-    shape = (len(pictures.pixels), 2, config.vae.latent_channels, side, side)
-
-    @torch.no_grad()
-    def encode(part: slice) -> np.ndarray:
-        chosen = list(range(part.start, part.stop))
-        flips = [np.full(len(chosen), flip) for flip in (False, True)]
-        means = [vae.encode(pictures.tensor(chosen, flip)).latent_dist.mean for flip in flips]
-        return torch.stack(means, 1).mul(vae.config.scaling_factor).half().numpy()
-
-    key = cache_key(images=pictures.fingerprint, seed=config.seed, vae=config.vae.model_dump(), size=config.data.size)
-    stored = ArrayCache(pictures.cache, key).get_or_build("latents", shape, np.float16, encode)
-    return lambda indices, flip: torch.from_numpy(stored[indices, flip.astype(np.int64)]).float()
-
-
 def _tokens(tokenizer: Any, captions: list[str]) -> Tensor:
     length = tokenizer.model_max_length
     return tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -293,11 +233,6 @@ def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guid
     ).images
     pipeline.scheduler = usual
     return list((images * 255).round().astype(np.uint8))
-
-
-def to_uint8(image: Tensor) -> np.ndarray:
-    """A picture (3, H, W) in -1..1 as uint8 (H, W, 3)."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _save_model(config: PretrainConfig, run_folder: RunFolder, pipeline: Any, final: Path) -> None:

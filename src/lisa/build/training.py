@@ -237,6 +237,9 @@ def _batches(data: EncodedData, plan: BatchPlan, device: torch.device, workers: 
 def _prepare(accelerator: Accelerator, pair: Pair, aligner: LikelihoodAligner | None) -> Any:
     """Hand both trained modules to accelerate; returns what to call for the alignment."""
     pair.side.callee = accelerator.prepare(pair.side.module)
+    # accelerate has patched its forward to answer in fp32 whatever autocast says. The frozen network, kept in half
+    # precision, could not take that; autocast is ours (launch.under_autocast).
+    accelerator.unwrap_model(pair.side.callee, keep_fp32_wrapper=False)
     return None if aligner is None else accelerator.prepare(aligner.to(accelerator.device))
 
 

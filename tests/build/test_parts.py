@@ -1,0 +1,188 @@
+"""From configuration to objects: which parameters get which learning rate, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import runs
+import tiny
+from lisa.build import parts
+from lisa.build.launch import session
+from lisa.common.errors import LisaError
+from lisa.data.images import save_png
+from lisa.data.sources import ScenesSource
+from lisa.train.config import TrainConfig
+from lisa.train.settings import check_settings
+
+
+def config(model, tmp_path, **changes):
+    return check_settings(TrainConfig, runs.settings(tmp_path / "run", model, **changes))
+
+
+@pytest.fixture
+def built(sd_small, tmp_path):
+    def build(**changes):
+        given = config(sd_small, tmp_path, **changes)
+        pair = parts.build_pair(given)
+        aligner, schedule = parts.build_alignment(given, pair)
+        return given, pair, aligner, schedule
+
+    return build
+
+
+def ids(parameters):
+    return {id(parameter) for parameter in parameters}
+
+
+def test_learning_rates_reach_their_parameters_only(built):
+    given, pair, aligner, _ = built(
+        train__learning_rate=0.01, train__zero_lr_multiplier=3.0, train__decoder_lr_multiplier=5.0
+    )
+    optimizer, clip = parts.build_optimizer(given, pair, aligner, torch.device("cpu"))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    side = pair.side.module
+    zero = [*side.controlnet_down_blocks, side.controlnet_mid_block, side.controlnet_cond_embedding.conv_out]
+    zero = ids(p for module in zero for p in module.parameters())
+    decoder, all_side = ids(aligner.parameters()), ids(side.parameters())
+    assert zero < all_side and not decoder & all_side
+    assert rates == {
+        **dict.fromkeys(all_side - zero, 0.01), **dict.fromkeys(zero, 0.03), **dict.fromkeys(decoder, 0.05)
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates), "none twice"
+    assert ids(clip["side"].parameters) == all_side and ids(clip["decoder"].parameters) == decoder
+    assert not any(p.requires_grad for p in pair.main.network.parameters())
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    before = {key: next(p for p in side.parameters() if id(p) == key).detach().clone() for key in list(zero)[:1]}
+    optimizer.step()  # Adam's first step is the learning rate, whatever the gradient
+    for key, old in before.items():
+        moved = (next(p for p in side.parameters() if id(p) == key).detach() - old).abs()
+        assert float(moved.max()) == pytest.approx(0.03, rel=0.05)
+
+
+def test_the_plain_arm_has_no_decoder(built):
+    for changes in ({"align__enabled": False}, {"align__weight": 0}):
+        given, pair, aligner, schedule = built(**changes)
+        assert aligner is None and schedule is None
+        optimizer, clip = parts.build_optimizer(given, pair, None, torch.device("cpu"))
+        assert list(clip) == ["side"] and len(optimizer.param_groups) == 2
+        assert tiny.traces(pair.side.module) == {}
+
+
+def test_settings_of_the_alignment_arrive(built):
+    _, pair, aligner, schedule = built(
+        align__layer=["down.1", "mid"],
+        align__weight=0.7,
+        align__weighting="min-snr",
+        align__schedule="until-done",
+        align__patience=2,
+    )
+    assert aligner.layers == ("down.1", "mid") and aligner.weight == 0.7 and schedule._patience == 2
+    assert "snr" in type(aligner.weighting).__name__.lower()
+    _, _, by_path, _ = built(align__layer="controlnet_mid_block")
+    assert by_path.layers == ("controlnet_mid_block",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"align__layer": "down.99"}, "has no layer 'down.99' (did you mean 'down.")),
+        ({"align__layer": "controlnet_mid_blok"}, "did you mean 'controlnet_mid_block'?"),
+        ({"data__size": [30, 32]}, "data.size is (30, 32). For this main network both sides must be multiples of 4"),
+        ({"side__init": "/nowhere"}, "there is no ControlNet folder '/nowhere'"),
+    ],
+)
+def test_refused(built, changes, expected):
+    with pytest.raises(LisaError) as caught:
+        built(**changes)
+    assert expected in str(caught.value)
+
+
+def test_a_warm_start_that_does_not_fit(built, sd15, tmp_path):
+    other = tiny.make_pair(sd15)
+    other.side.save(tmp_path / "side")
+    with pytest.raises(LisaError, match="block_out_channels is"):
+        built(side__init=str(tmp_path / "side"))
+
+
+def test_a_warm_start(built, finished_run):
+    _, pair, _, _ = built(side__init=str(finished_run))
+    from safetensors.torch import load_file
+
+    kept = load_file(finished_run / "side_network" / "diffusion_pytorch_model.safetensors")
+    ours = pair.side.module.state_dict()
+    assert ours.keys() == kept.keys() and all(torch.equal(ours[name], kept[name]) for name in kept)
+
+
+def test_the_split_of_a_hub_data_set_is_passed_on(sd_small, tmp_path, monkeypatch):
+    from lisa.data import sources
+
+    asked = {}
+
+    def hub(name, **options):
+        asked.update(options, name=name)
+        return ScenesSource("edges", count=8, size=32)
+
+    monkeypatch.setattr(sources, "hub", hub)
+    given = config(sd_small, tmp_path, data__source="hub:me/mine", data__split="validation", data__caption_column="cap")
+    opened = parts.open_data(given.data, 0)
+    assert asked["name"] == "me/mine" and asked["split"] == "validation" and asked["caption_column"] == "cap"
+    assert len(opened.train) == 4 and len(opened.held_out) == 4
+    assert not set(opened.train.keys) & set(opened.held_out.keys)
+
+
+def test_held_out_samples_are_seen_as_in_training_but_never_mirrored(tmp_path):
+    source = ScenesSource("edges", seed=1, count=6, size=32)
+    for i in range(6):
+        for part in ("image", "condition"):
+            save_png(getattr(source[i], part), tmp_path / f"{part}s" / f"{i}.png")
+    settings = check_settings(
+        TrainConfig,
+        {"data": {"source": str(tmp_path), "default_caption": "a", "size": [16, 24], "crop": "random", "flip": True,
+                  "held_out": 2}},
+    )
+    opened = parts.open_data(settings.data, seed=4)
+    samples = parts.Still(opened.held_out, opened.transform)
+    for i in range(2):
+        image, condition = parts.still(opened.transform)(*(getattr(opened.held_out[i], p) for p in ("image", "condition")), i)
+        assert (samples[i].image == image).all() and (samples[i].condition == condition).all()
+        assert image.shape == (16, 24, 3)
+    other = parts.Still(opened.held_out, parts.open_data(settings.data, seed=5).transform)
+    assert any((samples[i].image != other[i].image).any() for i in range(2)), "random crops depend on the seed"
+    assert samples.fingerprint != other.fingerprint and samples.keys == opened.held_out.keys
+
+
+def missing(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
+
+
+def test_packages_that_are_not_there(sd_small, tmp_path, monkeypatch):
+    missing(monkeypatch, "bitsandbytes.optim")
+    with pytest.raises(LisaError, match=r"train.optimizer=adamw-8bit needs bitsandbytes.*lisa-diffusion\[bnb\]"):
+        parts.check_optimizer(config(sd_small, tmp_path, train__optimizer="adamw-8bit"))
+    missing(monkeypatch, "wandb")
+    with (
+        pytest.raises(LisaError, match=r"log.tracker=wandb needs the package wandb.*lisa-diffusion\[wandb\]"),
+        session(config(sd_small, tmp_path, log__tracker="wandb")),
+    ):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_half_precision_without_a_gpu(sd_small, tmp_path):
+    given = config(sd_small, tmp_path, train__mixed_precision="fp16")
+    with pytest.raises(LisaError, match="mixed_precision=fp16 needs a GPU; this device is cpu. Use.*bf16"), session(given):
+        pass
+
+
+def test_an_accelerator_that_is_in_use_already(sd_small, tmp_path):
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True)
+    given = config(sd_small, tmp_path, train__mixed_precision="bf16")
+    with pytest.raises(LisaError, match="Start a new Python process"), session(given):
+        pass
