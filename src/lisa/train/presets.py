@@ -10,7 +10,7 @@ from lisa.train.settings import check_settings
 
 #: What ``lisa quickstart`` trains: an embedded model on scenes, in minutes on two cores.
 QUICKSTART: dict[str, Any] = {
-    "data": {"source": "scenes", "scenes": 4_000, "held_out": 64, "cache": ["latents", "text", "conditions"]},
+    "data": {"source": "scenes", "held_out": 64, "cache": ["latents", "text", "conditions"]},
     "train": {"steps": 600, "batch_size": 16, "learning_rate": 5e-4, "warmup": 20, "lr_schedule": "cosine"},
     "log": {
         "every": 10,
@@ -22,6 +22,7 @@ QUICKSTART: dict[str, Any] = {
     },
     "sample": {"steps": 20, "guidance": 3.0, "count": 48},
 }
+_MOST_SCENES = 3_000
 
 
 def quickstart_config(
@@ -45,4 +46,7 @@ def quickstart_config(
     raw["align"] = {"enabled": not plain}
     if steps is not None:
         raw["train"]["steps"] = steps
+    # Drawing and encoding scenes takes time too: no more of them than the steps can see.
+    seen = raw["train"]["steps"] * raw["train"]["batch_size"]
+    raw["data"]["scenes"] = raw["data"]["held_out"] + min(_MOST_SCENES, seen)
     return check_settings(TrainConfig, {**raw, "out": out, "seed": seed, "overwrite": overwrite})

@@ -1,0 +1,105 @@
+"""``lisa quickstart`` as scripts rely on it: the files, the figures, the options; two steps, not the outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lisa
+
+
+def run(*arguments, cwd):
+    argv = [sys.executable, "-c", "from lisa.cli import main; main()", "quickstart", *arguments]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    result = run("--steps", "2", "--seed", "3", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "runs" / "quickstart", result.stdout
+
+
+def test_the_files_scripts_rely_on(done):
+    out, _ = done
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"model", "condition", "steps", "seconds", "peak_rss_mb"} <= summary.keys()
+    assert (summary["model"], summary["condition"], summary["steps"], summary["seed"]) == ("tiny-sd", "edges", 2, 3)
+    for interval in (
+        summary["control_gain"],
+        summary["condition_gap"],
+        *[summary["fidelity"][k] for k in ("with", "without")],
+    ):
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    assert summary["peak_rss_mb"] < 4096
+    kinds = {json.loads(line)["kind"] for line in (out / "events.jsonl").read_text().splitlines()}
+    assert {"train", "held_out", "samples"} <= kinds
+
+
+def test_the_picture_has_six_rows_of_four_columns(done):
+    out, text = done
+    (picture,) = (out / "samples").glob("*.png")
+    image = np.asarray(Image.open(picture).convert("RGB"))
+    rows, columns = 6, 4
+    assert image.shape[0] > rows * 2 * 64 and image.shape[1] == 2 * (columns * 64 + (columns - 1) * 4)
+    assert str(picture.relative_to(out.parent.parent)) in text
+
+
+def test_the_printed_lines_load_the_side_network(done, monkeypatch):
+    out, text = done
+    lines = text[text.index("import lisa\n") :].split("\n\nlook at")[0]
+    monkeypatch.chdir(out.parent.parent)
+    scope: dict = {}
+    exec(lines, scope)
+    pipe = scope["pipe"]
+    pipe.set_progress_bar_config(disable=True)
+    condition = Image.new("RGB", (64, 64))
+    assert pipe("a red circle", image=condition, num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_plain_trains_the_same_network_without_alignment(done, tmp_path):
+    out, _ = done
+    result = run("--steps", "2", "--seed", "3", "--plain", "--json", "--out", "plain", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)  # nothing but JSON on the standard output
+    assert summary["arm"] == "plain" and summary["decoder_r2"]["value"] is None
+    from safetensors import safe_open
+
+    def keys(folder):
+        with safe_open(folder / "side_network" / "diffusion_pytorch_model.safetensors", "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    assert keys(out) == keys(tmp_path / "plain")
+    configs = [(folder / "side_network" / "config.json").read_text() for folder in (out, tmp_path / "plain")]
+    assert configs[0] == configs[1]
+
+
+def test_a_second_run_needs_overwrite(done):
+    out, _ = done
+    result = run("--steps", "2", cwd=out.parent.parent)
+    assert result.returncode == 2
+    assert "--overwrite" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_stock_pipeline_runs_the_embedded_model():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(lisa.zoo.path("tiny-sd"))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red circle on a blue background", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_the_embedded_model_is_light():
+    from pathlib import Path
+
+    files = [path for path in Path(lisa.zoo.path("tiny-sd")).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16e6
+    assert not [path for path in files if path.suffix in (".bin", ".pkl", ".pt")]
