@@ -1,9 +1,6 @@
 """What a LISA step costs beside a plain one, with the prior shared and not, interleaved in one run, as ratios.
 
-    python benchmarks/step_time.py --model tiny-sd --batch 16 --rounds 15 --out benchmarks/results/NAME.json
-
-Peak memory of a step is the growth of the resident set, measured in a process of its own per arm (CPU), or CUDA's peak.
-"""
+    python benchmarks/step_time.py --model tiny-sd --batch 16 --rounds 15 --out benchmarks/results/NAME.json"""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ ARMS = {
 
 
 def make_arm(overlay: dict, model: str, batch: int, size: int, device: torch.device):
-    """A function that runs one whole optimiser step, and its parameters' count."""
+    """A function that runs one whole optimiser step."""
     raw = {"model": {"path": model, **overlay.get("model", {})}, "align": overlay["align"], "data": {"size": size}}
     config = check_settings(TrainConfig, {**raw, "train": {"batch_size": batch}})
     torch.manual_seed(0)
@@ -70,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs = {name: make_arm(overlay, options.model, options.batch, options.size, device) for name, overlay in ARMS.items()}
+    runs = {name: make_arm(arm, options.model, options.batch, options.size, device) for name, arm in ARMS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(options.rounds + 2):
         for name, run in runs.items():

@@ -90,7 +90,7 @@ def test_settings_of_the_alignment_arrive(built):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"align__layer": "down.99"}, "has no layer 'down.99' (did you mean 'down.")),
+        ({"align__layer": "down.99"}, "has no layer 'down.99' (did you mean 'down."),
         ({"align__layer": "controlnet_mid_blok"}, "did you mean 'controlnet_mid_block'?"),
         ({"data__size": [30, 32]}, "data.size is (30, 32). For this main network both sides must be multiples of 4"),
         ({"side__init": "/nowhere"}, "there is no ControlNet folder '/nowhere'"),

@@ -148,6 +148,14 @@ def test_the_onset_is_the_first_reading_that_stays() -> None:
         OnsetDetector(stays=0)
 
 
+def test_a_gap_that_is_only_numerically_above_zero_is_no_onset() -> None:
+    tiny = Interval(2e-6, 1e-6, 3e-6)
+    assert OnsetDetector(stays=1).observe(5, tiny) is None
+    assert OnsetDetector(stays=1, least=0).observe(5, tiny) == 5
+    with pytest.raises(LisaError, match="above -1"):
+        OnsetDetector(least=-1)
+
+
 def test_the_onset_survives_a_restart_that_repeats_a_reading() -> None:
     detector = OnsetDetector()
     detector.observe(10, gap(0.1))

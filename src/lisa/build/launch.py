@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 
 from lisa.build.parts import DataParts
 from lisa.common.errors import LisaError
@@ -53,7 +54,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
                 "log.tracker=wandb needs the package wandb",
                 "pip install 'lisa-diffusion[wandb]', or log.tracker=tensorboard",
             ) from None
-    device = PartialState().device.type
+    cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
+    )
+    device = "cpu" if cpu else torch.accelerator.current_accelerator().type
     if precision == "fp16" and device in ("cpu", "mps"):
         raise LisaError(
             f"train.mixed_precision=fp16 needs a GPU; this device is {device}", "Use train.mixed_precision=no or bf16"
@@ -64,6 +68,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             mixed_precision=precision,
             log_with=None if tracker == "none" else tracker,
             project_dir=str(config.out),
+            cpu=cpu,  # unless told, accelerate takes no notice of torchrun's other processes where there is no GPU
         )
     except ValueError as error:
         remedy = _NEW_PROCESS if "already been initialized" in str(error) else "Use train.mixed_precision=no or bf16"

@@ -189,10 +189,11 @@ def _callbacks(
     events.extra = read_meter
 
     def read_held_out(step: int) -> None:
-        gap = held_out.read(step)
+        gap, levels = held_out.read(step), held_out.by_noise_level.read().to_json()["by_bin"]
         shown["held-out gap"] = gap.gap.value
         if accelerator.is_main_process:
-            run_folder.log(step, "held_out", {**gap.to_json(), "onset": held_out.onset.onset})
+            values = {**gap.to_json(), "onset": held_out.onset.onset, "by_noise_level": levels}
+            run_folder.log(step, "held_out", values)
             flat = {f"held_out/{name}": value["value"] for name, value in gap.to_json().items()}
             accelerator.log({name: value for name, value in flat.items() if value is not None}, step=step)
 

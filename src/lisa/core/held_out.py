@@ -159,12 +159,16 @@ class OnsetDetector:
 
     Args:
         stays: readings in a row, the first one included, that must lie above zero.
+        least: what counts as above zero. Right and shuffled passes share their noise, so a gap of a millionth is
+            already beyond sampling noise, long before anybody would call it control.
     """
 
-    def __init__(self, stays: int = 3) -> None:
-        if stays < 1:
-            raise LisaError(f"an onset that stays for {stays} readings", "Give at least 1")
-        self._stays = stays
+    def __init__(self, stays: int = 3, least: float = 0.002) -> None:
+        if stays < 1 or not least >= 0:
+            raise LisaError(
+                f"an onset that stays for {stays} readings above {least}", "Give at least 1 reading and a gap of 0 or more"
+            )
+        self._stays, self._least = stays, least
         self._first: int | None = None
         self._run = 0
         self._last_step = -1
@@ -178,7 +182,7 @@ class OnsetDetector:
         if self.onset is not None or step <= self._last_step:
             return self.onset
         self._last_step = step
-        if not gap.above_zero:
+        if not gap.low > self._least:
             self._first, self._run = None, 0
             return None
         if self._first is None:

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.held_out import ConditionGap, OnsetDetector, SampleSums, condition_gap, derangement
+from lisa.core.meter import LearningMeter
 from lisa.core.schedule import WeightSchedule
 from lisa.mains.base import latents_from_moments
 from lisa.pairs import Inputs, Pair
@@ -49,6 +50,7 @@ class HeldOutMeter:
         self.draws, self.levels, self.batch_size, self.accelerator = draws, levels, batch_size, accelerator
         self.onset = OnsetDetector()
         self.last: ConditionGap | None = None
+        self.by_noise_level = LearningMeter()  # of the last reading, with the right conditions
         self._other = derangement(len(data), seed=draws.seed).tolist()
 
     def read(self, step: int) -> ConditionGap:
@@ -57,6 +59,7 @@ class HeldOutMeter:
         callee, training = side.callee, side.module.training
         # Not through the distributed wrapper: it may synchronise at every call, and processes make different numbers.
         side.callee = side.module.eval()
+        self.by_noise_level.reset()
         try:
             right, shuffled = self._sums(shuffled=False), self._sums(shuffled=True)
         finally:
@@ -117,4 +120,7 @@ class HeldOutMeter:
                     prediction = self.pair.predict(inputs)
                     terms = self.aligner(target, prediction.prior, time, x_t=inputs.x_t)
         assert prediction.prior is not None
-        return SampleSums.of(target, prediction.prior, prediction.controlled, terms)
+        sums = SampleSums.of(target, prediction.prior, prediction.controlled, terms)
+        if not shuffled:
+            self.by_noise_level.update_sums(time, sums.prior, sums.controlled, sums.error)
+        return sums
