@@ -25,10 +25,10 @@ _NEW_PROCESS = "Start a new Python process, or use the same train.mixed_precisio
 
 @contextmanager
 def session(config: TrainConfig) -> Iterator[Accelerator]:
-    """An accelerator for one training; trackers are closed and process groups left at the end, also after an error.
+    """An accelerator for one training; its trackers are closed at the end, also after an error.
 
-    accelerate keeps its state in the process: where it was not in use before, it is cleared again, so that one program
-    can train several times with different settings.
+    accelerate keeps its settings in the process: where it was not in use before, they are cleared again, so that one
+    program can train several times with different ones.
 
     Raises:
         LisaError: this machine cannot do the mixed precision, or the tracker is not installed.
@@ -38,9 +38,11 @@ def session(config: TrainConfig) -> Iterator[Accelerator]:
     try:
         yield accelerator
     finally:
-        accelerator.end_training()
+        # Not end_training(): it leaves the process group, which the next training could not safely join again.
+        for tracker in accelerator.trackers:
+            tracker.finish()
         if fresh:
-            AcceleratorState._reset_state(reset_partial_state=True)
+            AcceleratorState._reset_state()
             GradientState._reset_state()
 
 
