@@ -101,7 +101,11 @@ def test_prompts_of_a_file_come_first(finished_run, tmp_path):
         save_png(source[i].condition, tmp_path / "conditions" / f"{i}.png")
     (tmp_path / "prompts.json").write_text(json.dumps({"1": "a b c"}))
     options = GenerateOptions(
-        run=finished_run, condition=tmp_path / "conditions", prompts=tmp_path / "prompts.json", out=tmp_path / "a", **FAST
+        run=finished_run,
+        condition=tmp_path / "conditions",
+        prompts=tmp_path / "prompts.json",
+        out=tmp_path / "a",
+        **FAST,
     )
     assert "there is no prompt for '0.png'" in refuse(options)
     one = generate(replace(options, prompt="x"))
@@ -179,7 +183,9 @@ def test_evaluation_crops_as_the_training_did(sd_small, tmp_path):
         save_png(source[i].condition, tmp_path / "data" / "conditions" / f"{i}.png")
     run = tmp_path / "run"
     run.mkdir()
-    raw = runs.settings(run, sd_small, data__source=str(tmp_path / "data"), data__crop="random", data__condition="lowres")
+    raw = runs.settings(
+        run, sd_small, data__source=str(tmp_path / "data"), data__crop="random", data__condition="lowres"
+    )
     raw["data"].update(default_caption="a", held_out=3, size=[32, 40])
     (run / "config.yaml").write_text(json.dumps(raw))
     from lisa.build import parts

@@ -1,4 +1,4 @@
-"""From configuration to objects: which parameters get which learning rate, and what is refused before anything is loaded."""
+"""From configuration to objects: learning rates, layers, crops, and what is refused before anything long."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_learning_rates_reach_their_parameters_only(built):
     decoder, all_side = ids(aligner.parameters()), ids(side.parameters())
     assert zero < all_side and not decoder & all_side
     assert rates == {
-        **dict.fromkeys(all_side - zero, 0.01), **dict.fromkeys(zero, 0.03), **dict.fromkeys(decoder, 0.05)
+        **dict.fromkeys(all_side - zero, 0.01),
+        **dict.fromkeys(zero, 0.03),
+        **dict.fromkeys(decoder, 0.05),
     }
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates), "none twice"
     assert ids(clip["side"].parameters) == all_side and ids(clip["decoder"].parameters) == decoder
@@ -74,7 +76,7 @@ def test_the_plain_arm_has_no_decoder(built):
 
 
 def test_settings_of_the_alignment_arrive(built):
-    _, pair, aligner, schedule = built(
+    _, _, aligner, schedule = built(
         align__layer=["down.1", "mid"],
         align__weight=0.7,
         align__weighting="min-snr",
@@ -142,13 +144,23 @@ def test_held_out_samples_are_seen_as_in_training_but_never_mirrored(tmp_path):
             save_png(getattr(source[i], part), tmp_path / f"{part}s" / f"{i}.png")
     settings = check_settings(
         TrainConfig,
-        {"data": {"source": str(tmp_path), "default_caption": "a", "size": [16, 24], "crop": "random", "flip": True,
-                  "held_out": 2}},
+        {
+            "data": {
+                "source": str(tmp_path),
+                "default_caption": "a",
+                "size": [16, 24],
+                "crop": "random",
+                "flip": True,
+                "held_out": 2,
+            }
+        },
     )
     opened = parts.open_data(settings.data, seed=4)
     samples = parts.Still(opened.held_out, opened.transform)
     for i in range(2):
-        image, condition = parts.still(opened.transform)(*(getattr(opened.held_out[i], p) for p in ("image", "condition")), i)
+        image, condition = parts.still(opened.transform)(
+            *(getattr(opened.held_out[i], p) for p in ("image", "condition")), i
+        )
         assert (samples[i].image == image).all() and (samples[i].condition == condition).all()
         assert image.shape == (16, 24, 3)
     other = parts.Still(opened.held_out, parts.open_data(settings.data, seed=5).transform)
@@ -175,7 +187,10 @@ def test_packages_that_are_not_there(sd_small, tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_half_precision_without_a_gpu(sd_small, tmp_path):
     given = config(sd_small, tmp_path, train__mixed_precision="fp16")
-    with pytest.raises(LisaError, match="mixed_precision=fp16 needs a GPU; this device is cpu. Use.*bf16"), session(given):
+    with (
+        pytest.raises(LisaError, match=r"mixed_precision=fp16 needs a GPU; this device is cpu. Use.*bf16"),
+        session(given),
+    ):
         pass
 
 

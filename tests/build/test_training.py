@@ -26,8 +26,8 @@ def train(*args, **changes):
     return lisa.train(runs.settings(*args, **changes), quiet=True)
 
 
-# Everything that has state of its own: an average, a schedule that finishes at the reading of step 4, a running weighting,
-# accumulation, mirrored pictures, a warm-up; events every 2 and readings every 4 steps, so that step 3 is between both.
+# Everything that has state of its own: an average, a schedule that finishes at the reading of step 4, a running
+# weighting, accumulation, mirrored pictures, a warm-up; events every 2 and readings every 4 steps, so that step 3 is between both.
 RICH = {
     "train__steps": 6,
     "train__accumulation": 2,
@@ -81,7 +81,9 @@ def test_interrupted_equals_uninterrupted(sd_small, tmp_path, monkeypatch, done_
     """Bit for bit in weights, moving average, optimiser, events and summary; stopped between events and readings."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, sd_small, **RICH)
-    assert priors == {0: True, 1: True, 2: True, 3: True, 4: False, 5: False}, "done means that the prior is not computed"
+    assert priors == {0: True, 1: True, 2: True, 3: True, 4: False, 5: False}, (
+        "done means that the prior is not computed"
+    )
     aligned = ["alignment" in event for event in runs.events(whole, "train")]
     assert aligned == [True, True, False]
     for stop in (3, 5):
@@ -100,7 +102,7 @@ def test_interrupted_equals_uninterrupted(sd_small, tmp_path, monkeypatch, done_
 
 
 def test_killed_without_warning_and_without_a_cache(sd_small, tmp_path, monkeypatch):
-    """A crash after the checkpoint of step 2: steps after it are computed and recorded again, once. Uncached as cached."""
+    """A crash after the checkpoint of step 2: later steps are computed and recorded again, once. Uncached as cached."""
     changes = {"train__steps": 4, "log__checkpoint_every": 2, "log__held_out_every": 3, "data__crop": "random"}
     cached, crashed = tmp_path / "cached", tmp_path / "crashed"
     train(cached, sd_small, **changes)
@@ -131,7 +133,7 @@ def test_weight_zero_is_the_plain_arm(sd_small, tmp_path):
 
 
 def test_arms_start_alike_and_see_the_same(sd_small, tmp_path, monkeypatch, finished_run):
-    """Same initial weights, order of data, noise, noise levels and dropout; what differs is the alignment's gradient."""
+    """Same initial weights, order of data, noise, noise levels and dropout; the alignment differs."""
     seen = {}
     original = ControlStep.inputs
 
@@ -207,7 +209,9 @@ def test_what_a_run_leaves(finished_run, sd_small):
     kinds = [event["kind"] for event in RunFolder(finished_run).read_events()]
     assert kinds[:3] == ["started", "held_out", "train"]
     first = next(RunFolder(finished_run).read_events("train"))
-    assert {"loss", "mse", "alignment", "decoder_r2", "control_gain", "grad_norm/side", "grad_norm/decoder"} <= set(first)
+    assert {"loss", "mse", "alignment", "decoder_r2", "control_gain", "grad_norm/side", "grad_norm/decoder"} <= set(
+        first
+    )
     names = [path.name for path in sorted((finished_run / "checkpoints").iterdir())]
     assert names == ["step-000002", "step-000003"]
     inside = sorted(path.name for path in (finished_run / "checkpoints" / "step-000003").iterdir())
@@ -236,7 +240,7 @@ def test_resuming_that_fails_loses_nothing(finished_run, sd_small, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "tracker" not in str(path)}
-    with pytest.raises(LisaError, match="no checkpoint '17'.*Choices: step-000002, step-000003"):
+    with pytest.raises(LisaError, match=r"no checkpoint '17'.*Choices: step-000002, step-000003"):
         train(out, sd_small, resume="17")
     with pytest.raises(LisaError, match="damaged or does not fit this configuration"):
         train(out, sd_small, train__steps=5, align__enabled=False, resume="latest")

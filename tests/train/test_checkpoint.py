@@ -100,7 +100,9 @@ def writing_fails(monkeypatch, where):
         if where == SAFETENSORS:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         if where == "torch.save":
-            raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data"
+            )
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(where, full)
@@ -136,7 +138,7 @@ def test_a_damaged_checkpoint_is_one_message(saved):
     path = saved.save(4)
     for file in (path / "state").glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(LisaError, match="step-000004.* is damaged or does not fit this configuration"):
+    with pytest.raises(LisaError, match=r"step-000004.* is damaged or does not fit this configuration"):
         saved.checkpoints.load(path)
 
 

@@ -1,4 +1,4 @@
-"""Encoded data: what the cache gives is what encoding on the way gives, and its keys depend on no more than they must."""
+"""Encoded data: the cache gives what encoding on the way gives, and is keyed by what affects it."""
 
 from __future__ import annotations
 

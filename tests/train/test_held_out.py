@@ -80,9 +80,7 @@ def test_every_sample_sees_every_level(make, monkeypatch):
     meter = make(levels=4)
     times = []
     original = meter.pair.predict
-    monkeypatch.setattr(
-        meter.pair, "predict", lambda inputs, **o: times.append(inputs.t) or original(inputs, **o)
-    )
+    monkeypatch.setattr(meter.pair, "predict", lambda inputs, **o: times.append(inputs.t) or original(inputs, **o))
     meter.read(0)
     by_sample = torch.cat(times)[:20].reshape(4, 5).T  # right conditions only
     for row in by_sample:

@@ -42,8 +42,10 @@ def test_both_arms_see_the_same(sd_small):
         (ours, target), (theirs, other) = lisa.inputs(batch(), step), plain.inputs(batch(), step)
         assert torch.equal(target, other)
         for one, two in zip(vars(ours).values(), vars(theirs).values(), strict=True):
-            equal = torch.equal(one, two) if isinstance(one, torch.Tensor) else all(
-                torch.equal(one[name], two[name]) for name in one
+            equal = (
+                torch.equal(one, two)
+                if isinstance(one, torch.Tensor)
+                else all(torch.equal(one[name], two[name]) for name in one)
             )
             assert equal
         with_alignment, without = lisa(batch(), step), plain(batch(), step)
@@ -86,7 +88,10 @@ def test_captions_are_dropped_anew_at_each_visit(sd_small, dropout, share):
 
 
 def test_dropping_takes_whole_rows():
-    given, empty = {"a": torch.ones(3, 2, 2), "b": torch.ones(3, 4)}, {"a": torch.zeros(1, 2, 2), "b": torch.zeros(1, 4)}
+    given, empty = (
+        {"a": torch.ones(3, 2, 2), "b": torch.ones(3, 4)},
+        {"a": torch.zeros(1, 2, 2), "b": torch.zeros(1, 4)},
+    )
     kept = drop_captions(given, empty, torch.tensor([True, False, True]))
     assert kept["a"][:, 0, 0].tolist() == kept["b"][:, 0].tolist() == [0, 1, 0]
 

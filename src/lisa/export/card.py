@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lisa.common.files import write_text
+
+_SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], *, loader: str, ema: float | None) -> None:
@@ -41,11 +44,17 @@ These are {weights}. The alignment decoder is not part of them: at inference thi
 
 
 def loading_code(side_class: str, pipeline_class: str, folder: str, model: str) -> str:
-    """The three lines that load a side network into its pipeline."""
-    source = f'lisa.zoo.path("{model}")' if model == "tiny-sd" else f'"{model}"'
-    head = "import lisa\n" if model == "tiny-sd" else ""
+    """The three lines that load a side network into its pipeline; ``model`` is a path, a Hub name, or ``tiny-sd``."""
+    embedded = model == "tiny-sd"
+    source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
+    loader = "from_single_file" if model.endswith(_SINGLE_FILES) else "from_pretrained"
     return (
-        f"{head}from diffusers import {side_class}, {pipeline_class}\n"
-        f'side = {side_class}.from_pretrained("{folder}")\n'
-        f"pipe = {pipeline_class}.from_pretrained({source}, controlnet=side, safety_checker=None)"
-    )
+        f"{'import lisa' if embedded else ''}\n"
+        f"from diffusers import {side_class}, {pipeline_class}\n"
+        f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
+        f"pipe = {pipeline_class}.{loader}({source}, controlnet=side, safety_checker=None)"
+    ).lstrip()
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # double quotes; what it escapes, Python reads back

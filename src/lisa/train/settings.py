@@ -14,7 +14,8 @@ from lisa.common.errors import LisaError, nearest
 class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, and every field has a description."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    # On the command line resume=5 and default_caption=7 arrive as numbers.
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 Model = TypeVar("Model", bound=Settings)
