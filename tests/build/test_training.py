@@ -27,7 +27,7 @@ def train(*args, **changes):
 
 
 # Everything that has state of its own: an average, a schedule that finishes at the reading of step 4, a running
-# weighting, accumulation, mirrored pictures, a warm-up; events every 2 and readings every 4 steps, so that step 3 is between both.
+# weighting, accumulation, mirrored pictures, a warm-up; events every 2, readings every 4 steps: step 3 is between both.
 RICH = {
     "train__steps": 6,
     "train__accumulation": 2,

@@ -33,7 +33,10 @@ assert meter.read() == reading
 print(json.dumps({
     "reading": reading.to_json(), "late": late.read().to_json(), "local": meter.read(local=True).count,
     "energy": weighting.energy.tolist(), "weights": weights,
-}))
+}), flush=True)
+if world > 1:
+    torch.distributed.barrier()  # a process that leaves while the other still talks to it takes it down
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -49,7 +49,9 @@ def assert_equal(ours, theirs):
         one, two = flat(one), flat(two)
         assert one.pop("visits") == two.pop("visits") and one.keys() == two.keys()
         for name in one:
-            assert one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]), name
+            assert one[name].dtype == two[name].dtype, name
+            # With several threads, sums depend on how many pictures are encoded together.
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
             assert one[name].stride() == two[name].stride(), f"{name}: convolutions round by the layout"
 
 

@@ -166,7 +166,8 @@ class OnsetDetector:
     def __init__(self, stays: int = 3, least: float = 0.002) -> None:
         if stays < 1 or not least >= 0:
             raise LisaError(
-                f"an onset that stays for {stays} readings above {least}", "Give at least 1 reading and a gap of 0 or more"
+                f"an onset that stays for {stays} readings above {least}",
+                "Give at least 1, and a gap of 0 or more",
             )
         self._stays, self._least = stays, least
         self._first: int | None = None
