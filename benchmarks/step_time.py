@@ -1,6 +1,6 @@
 """What a LISA step costs beside a plain one, with the prior shared and not, interleaved in one run, as ratios.
 
-    python benchmarks/step_time.py --model tiny-sd --batch 16 --rounds 15 --out benchmarks/results/NAME.json"""
+python benchmarks/step_time.py --model tiny-sd --batch 16 --rounds 15 --out benchmarks/results/NAME.json"""
 
 from __future__ import annotations
 
