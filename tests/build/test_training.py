@@ -234,6 +234,10 @@ def test_a_finished_run_can_be_resumed(finished_run, sd_small, tmp_path):
     assert train(out, sd_small, train__steps=4, resume="3")["steps"] == 4
     changed = [event["changed"] for event in RunFolder(out).read_events("resumed")]
     assert changed[-1] == {"train.steps": [3, 4]}
+    assert train(out, sd_small, train__steps=1, overwrite=True)["steps"] == 1
+    config = (out / "config.yaml").read_text()
+    assert "resume: null" in config and "overwrite: false" in config, "a configuration to go on with"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000001"]
 
 
 def test_resuming_that_fails_loses_nothing(finished_run, sd_small, tmp_path):
@@ -246,11 +250,6 @@ def test_resuming_that_fails_loses_nothing(finished_run, sd_small, tmp_path):
         train(out, sd_small, train__steps=5, align__enabled=False, resume="latest")
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "tracker" not in str(path)}
     assert after == before, "neither config.yaml nor events"
-
-
-def test_what_is_written_can_be_continued_with(finished_run):
-    config = (finished_run / "config.yaml").read_text()
-    assert "resume: null" in config and "overwrite: false" in config
 
 
 def test_starting_anew_where_there_was_no_checkpoint_yet(sd_small, tmp_path, monkeypatch):

@@ -35,7 +35,9 @@ def test_a_labelled_grid_has_a_title_above_each_column():
 
 @pytest.fixture(scope="module")
 def pipeline(sd_small):
-    pipeline = tiny.make_pair(sd_small).pipeline()
+    pair = tiny.make_pair(sd_small)
+    pair.side.module.controlnet_cond_embedding.conv_out.weight.data.mul_(300)  # a network that heeds its condition
+    pipeline = pair.pipeline()
     fast_scheduler(pipeline)
     return pipeline
 
