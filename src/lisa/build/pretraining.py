@@ -72,7 +72,7 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures
         with torch.no_grad():
             again = vae(truth).sample
         error = float((again - truth).square().mean())
-        run_folder.log(step, "held_out_vae", {"psnr": -10 * np.log10(error / 4)})
+        run_folder.log(step, "held_out_vae", {"stage": "vae", "psnr": -10 * np.log10(error / 4)})
         both = [to_uint8(image) for pair in zip(truth, again, strict=True) for image in pair]
         save_png(grid(both, 8), run_folder.samples / f"vae-{step:06d}.png")
 
@@ -130,7 +130,8 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
         ema.copy_to(model.parameters())
         model.eval()
         plain = DenoiserStep(model["unet"], model["text_encoder"], process, draws, _tokens(tokenizer, [""]), settings)
-        run_folder.log(number, "held_out", {"mse": float(plain(held_batch, 0).logs["mse"])})
+        mse = float(plain(held_batch, 0).logs["mse"])
+        run_folder.log(number, "held_out", {"stage": "denoiser", "mse": mse})
         pipeline = _pipeline(vae, tokenizer, model, settings)
         captions = [pictures.captions[i] for i in pictures.held_out[:64]]
         save_png(grid(sample_pictures(pipeline, captions), 8), run_folder.samples / f"step-{number:06d}.png")
