@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 import lisa
 import tiny
 from lisa.common.errors import LisaError
-from lisa.pairs import check_side_fits, pair_names, pair_spec, save_side
+from lisa.pairs import check_side_fits, pair_names, pair_spec
 from lisa.sides.controlnet import ControlNetSide
 
 
@@ -42,7 +42,7 @@ def saved(sd15, tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     pairs = {"lisa": train(sd15, aligned=True), "plain": train(sd15, aligned=False)}
     for name, pair in pairs.items():
-        save_side(pair, root / name)
+        pair.side.save(root / name)
     return pairs, root
 
 
@@ -75,7 +75,7 @@ def test_saving_while_attached_gives_the_same_file(sd15, saved, tmp_path):
     """Checkpoints are written in the middle of training, with the hooks on."""
     pair = train(sd15, aligned=True, finish=False)
     assert tiny.traces(pair.side.module)
-    save_side(pair, tmp_path)
+    pair.side.save(tmp_path)
     ours = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     removed = load_file(saved[1] / "lisa" / "diffusion_pytorch_model.safetensors")
     assert list(ours) == list(removed) and all(torch.equal(ours[key], removed[key]) for key in ours)
@@ -121,7 +121,7 @@ def test_our_pipeline_is_the_stock_one(folder, request, tmp_path):
 
     source = request.getfixturevalue(folder)
     pair = tiny.make_pair(source)
-    save_side(pair, tmp_path)
+    pair.side.save(tmp_path)
     ours = pair.pipeline()
     stock = StableDiffusionControlNetPipeline.from_pretrained(
         source, controlnet=ControlNetModel.from_pretrained(tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,8 +179,3 @@ register(
         default_layer="down.5",
     )
 )
-
-
-def save_side(pair: Pair, folder: Path) -> None:
-    """Write the side network as the plain diffusers folder that :attr:`PairSpec.pipeline_name` loads."""
-    pair.side.save(folder)
