@@ -20,7 +20,9 @@ from lisa.common.runfolder import RunFolder
 from lisa.processes.ddpm import DDPMProcess
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
+from lisa.sample.pictures import fast_scheduler
 from lisa.train import callbacks as cb
+from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
 from lisa.train.checkpoint import Checkpoints
 from lisa.train.loop import ClipGroup, LoopState, Training, run
@@ -95,7 +97,7 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
     accelerator = Accelerator()
     settings = config.denoiser
     tokenizer = make_tokenizer(pictures.captions, config.text)
-    latents, size = encode_pictures(config, pictures, vae), config.data.size // 2 ** (len(config.vae.channels) - 1)
+    latents, size = encode_pictures(config, pictures, vae), config.data.size // config.vae.factor
     model = torch.nn.ModuleDict(
         {
             "unet": make_unet(settings, config.vae.latent_channels, size, config.text.hidden),
@@ -121,22 +123,18 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
             yield LatentBatch(chosen, latents(chosen, flip), tokens[chosen])
 
     ema = EMAModel(model.parameters(), decay=settings.ema, use_ema_warmup=True, power=0.75)
-    held = pictures.held_out[: config.data.held_out]
+    held = pictures.held_out
     held_batch = LatentBatch(held, latents(held, np.zeros(len(held), bool)), tokens[held])
 
     @torch.no_grad()
     def show(number: int) -> None:
-        ema.store(model.parameters())
-        ema.copy_to(model.parameters())
-        model.eval()
         plain = DenoiserStep(model["unet"], model["text_encoder"], process, draws, _tokens(tokenizer, [""]), settings)
-        mse = float(plain(held_batch, 0).logs["mse"])
+        captions = [pictures.captions[i] for i in held[:64]]
+        with averaged_weights(model, ema):
+            mse = float(plain(held_batch, 0).logs["mse"])
+            samples = sample_pictures(_pipeline(vae, tokenizer, model, settings), captions)
         run_folder.log(number, "held_out", {"stage": "denoiser", "mse": mse})
-        pipeline = _pipeline(vae, tokenizer, model, settings)
-        captions = [pictures.captions[i] for i in pictures.held_out[:64]]
-        save_png(grid(sample_pictures(pipeline, captions), 8), run_folder.samples / f"step-{number:06d}.png")
-        model.train()
-        ema.restore(model.parameters())
+        save_png(grid(samples, 8), run_folder.samples / f"step-{number:06d}.png")
 
     training = _training(
         config, run_folder, accelerator, "denoiser", model, step, batches, settings, settings.warmup, show, ema
@@ -223,16 +221,11 @@ def _pipeline(vae: Any, tokenizer: Any, model: Any, settings: Any) -> Any:
 
 def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guidance: float = 3.0) -> list[np.ndarray]:
     """One picture per caption, uint8 (H, W, 3), with DPM-Solver++ and a seed per picture."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    usual = pipeline.scheduler
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(usual.config)
-    pipeline.set_progress_bar_config(disable=True)
+    fast_scheduler(pipeline)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     images = pipeline(
         captions, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
     ).images
-    pipeline.scheduler = usual
     return list((images * 255).round().astype(np.uint8))
 
 

@@ -69,7 +69,7 @@ def open_pictures(config: PretrainConfig) -> Source:
 
 def encode_pictures(config: PretrainConfig, pictures: Pictures, vae: Any) -> Callable[[list[int], np.ndarray], Tensor]:
     """Scaled latents (posterior means) of any pictures and their mirror images, computed once and kept on disk."""
-    side = config.data.size // 2 ** (len(config.vae.channels) - 1)
+    side = config.data.size // config.vae.factor
     shape = (len(pictures.pixels), 2, config.vae.latent_channels, side, side)
 
     @torch.no_grad()

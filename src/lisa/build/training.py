@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from lisa.core.meter import LearningMeter
 from lisa.pairs import Pair
 from lisa.processes.draws import Draws
 from lisa.train import callbacks as cb
+from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
 from lisa.train.checkpoint import Checkpoints, Shares, find_checkpoint
 from lisa.train.config import TrainConfig
@@ -250,22 +250,7 @@ def _moving_average(config: TrainConfig, pair: Pair) -> tuple[Any, Any]:
 
     module = pair.side.module
     ema = None if config.train.ema is None else EMAModel(module.parameters(), decay=config.train.ema)
-
-    @contextmanager
-    def final_weights() -> Iterator[None]:
-        training = module.training
-        module.eval()
-        if ema is not None:
-            ema.store(module.parameters())
-            ema.copy_to(module.parameters())
-        try:
-            yield
-        finally:
-            if ema is not None:
-                ema.restore(module.parameters())
-            module.train(training)
-
-    return ema, final_weights
+    return ema, partial(averaged_weights, module, ema)
 
 
 def _exports(

@@ -32,6 +32,11 @@ class VAESettings(Settings):
     learning_rate: float = Field(8e-4, gt=0, description="Peak learning rate (cosine decay).")
     kl_weight: float = Field(5e-4, ge=0, description="Weight of the KL divergence, mean per latent value, in nats.")
 
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return int(2 ** (len(self.channels) - 1))
+
 
 class TextSettings(Settings):
     """The CLIP text encoder, trained together with the denoiser."""
@@ -85,7 +90,7 @@ class PretrainConfig(Settings):
 
     @model_validator(mode="after")
     def _size_fits_vae(self) -> PretrainConfig:
-        factor = 2 ** (len(self.vae.channels) - 1) * 2 ** (len(self.denoiser.channels) - 1)
+        factor = self.vae.factor * 2 ** (len(self.denoiser.channels) - 1)
         if self.data.size % factor:
             raise ValueError(f"data.size must be a multiple of {factor} for this VAE and UNet, got {self.data.size}")
         return self
