@@ -79,7 +79,16 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures
         save_png(grid(both, 8), run_folder.samples / f"vae-{step:06d}.png")
 
     training = _training(
-        config, run_folder, Accelerator(), "vae", vae, VAEStep(vae, settings.kl_weight), batches, settings, 0, show
+        config,
+        run_folder,
+        Accelerator(),
+        "vae",
+        vae,
+        VAEStep(vae, settings.kl_weight, settings.bf16),
+        batches,
+        settings,
+        0,
+        show,
     )
     if not run(training):
         return None

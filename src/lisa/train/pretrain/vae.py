@@ -36,15 +36,18 @@ def make_vae(settings: VAESettings, size: int) -> Any:
 class VAEStep:
     """Mean absolute error plus ``kl_weight`` times the mean KL divergence per latent value."""
 
-    def __init__(self, vae: Any, kl_weight: float) -> None:
+    def __init__(self, vae: Any, kl_weight: float, bf16: bool = False) -> None:
         self.vae = vae
         self.kl_weight = kl_weight
+        self.bf16 = bf16
 
     def __call__(self, batch: Tensor, step: int) -> StepOutput:
         """``batch``: pictures (B, 3, H, W) in -1..1."""
-        posterior = self.vae.encode(batch).latent_dist
-        error = (self.vae.decode(posterior.sample()).sample - batch).abs().mean()
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.bf16):
+            posterior = self.vae.encode(batch).latent_dist
+            again = self.vae.decode(posterior.sample()).sample
+        error = (again.float() - batch).abs().mean()
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return StepOutput(error + self.kl_weight * kl, {"l1": error.detach(), "kl": kl.detach()})
 
 
