@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -90,3 +91,12 @@ def test_links_point_at_files_that_exist(page):
     targets = re.findall(r"\]\(([^)#]+)\)", text)
     missing = [t for t in targets if "://" not in t and not ((ROOT / page).parent / t).exists()]
     assert not missing
+
+
+def test_the_readme_quotes_the_recorded_quickstart():
+    """The figures under the picture are those of the run that drew it, and that run's intervals lie apart."""
+    result = json.loads((ROOT / "benchmarks/results/2026-11-22-quickstart-tiny-sd-cpu.json").read_text("utf-8"))
+    fidelity = result["fidelity"]
+    assert result["condition_gap"]["low"] > 0 and fidelity["with"]["low"] > fidelity["without"]["high"]
+    for interval in (fidelity["without"], fidelity["with"], result["condition_gap"]):
+        assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**interval) in " ".join(README.split())

@@ -11,12 +11,12 @@ from lisa.train.settings import check_settings
 #: What ``lisa quickstart`` trains: an embedded model on scenes, in minutes on two cores.
 QUICKSTART: dict[str, Any] = {
     "data": {"source": "scenes", "held_out": 64, "cache": ["latents", "text", "conditions"]},
-    "train": {"steps": 800, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 50, "lr_schedule": "cosine"},
+    "train": {"steps": 700, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 50, "lr_schedule": "cosine"},
     "log": {
         "every": 10,
         "held_out_every": 50,
-        "samples_every": 400,
-        "checkpoint_every": 400,
+        "samples_every": 350,
+        "checkpoint_every": 350,
         "checkpoint_limit": 1,
         "tracker": "none",
     },
