@@ -39,6 +39,7 @@ def test_the_lines_that_load_it_do(finished_run):
         ("tiny-sd", 'from_pretrained(lisa.zoo.path("tiny-sd"), controlnet=side'),
         ("owner/model", 'from_pretrained("owner/model", controlnet=side'),
         ("/a/model.safetensors", 'from_single_file("/a/model.safetensors", controlnet=side'),
+        ("/a/model.bin", 'from_single_file("/a/model.bin", controlnet=side'),
         ('/a/"b"\\c', 'from_pretrained("/a/\\"b\\"\\\\c", controlnet=side'),
     ],
 )

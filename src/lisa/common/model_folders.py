@@ -9,6 +9,9 @@ from typing import Any
 
 from lisa.common.errors import LisaError, nearest
 
+#: How single-file checkpoints end.
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
+
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>[\w]+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lisa.common.files import write_text
-
-_SINGLE_FILES = (".safetensors", ".ckpt")
+from lisa.common.model_folders import SINGLE_FILES
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], *, loader: str, ema: float | None) -> None:
@@ -47,7 +46,7 @@ def loading_code(side_class: str, pipeline_class: str, folder: str, model: str) 
     """The three lines that load a side network into its pipeline; ``model`` is a path, a Hub name, or ``tiny-sd``."""
     embedded = model == "tiny-sd"
     source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
-    loader = "from_single_file" if model.endswith(_SINGLE_FILES) else "from_pretrained"
+    loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
     return (
         f"{'import lisa' if embedded else ''}\n"
         f"from diffusers import {side_class}, {pipeline_class}\n"

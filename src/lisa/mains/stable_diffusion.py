@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
-from lisa.common.model_folders import first_line, is_hub_name, read_json, weight_variant
+from lisa.common.model_folders import SINGLE_FILES, first_line, is_hub_name, read_json, weight_variant
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess
@@ -22,7 +22,6 @@ PIPELINES = (
     "StableDiffusionControlNetPipeline",
     "StableDiffusionAdapterPipeline",
 )
-_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 class StableDiffusionMain:
@@ -137,7 +136,7 @@ def load_stable_diffusion(source: str, *, variant: str | None = None, config: st
         LisaError: nothing is there, or it is not a Stable Diffusion 1.x/2.x model that can be trained on.
     """
     path = Path(source)
-    single = path.suffix in _SINGLE_FILES and not path.is_dir()
+    single = path.suffix in SINGLE_FILES and not path.is_dir()
     if single:
         _check_file(path, config)
     else:
@@ -202,7 +201,7 @@ def _check_folder(path: Path, source: str, variant: str | None) -> str | None:
         return weight_variant(path / "unet", variant)
     if path.exists():
         raise LisaError(
-            f"{source!r} is a file, but no checkpoint", "A single-file checkpoint ends as one of these", _SINGLE_FILES
+            f"{source!r} is a file, but no checkpoint", "A single-file checkpoint ends as one of these", SINGLE_FILES
         )
     if not is_hub_name(source):
         raise LisaError(

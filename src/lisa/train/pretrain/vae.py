@@ -34,9 +34,15 @@ def make_vae(settings: VAESettings, size: int) -> Any:
 
 
 class VAEStep:
-    """Mean absolute error plus ``kl_weight`` times the mean KL divergence per latent value."""
+    """Mean absolute error plus ``kl_weight`` times the mean KL divergence per latent value.
 
-    def __init__(self, vae: Any, kl_weight: float, bf16: bool = False) -> None:
+    Args:
+        vae: is trained.
+        kl_weight: see above.
+        bf16: run the autoencoder under bfloat16 autocast; the errors are summed in float32.
+    """
+
+    def __init__(self, vae: Any, kl_weight: float, bf16: bool) -> None:
         self.vae = vae
         self.kl_weight = kl_weight
         self.bf16 = bf16
