@@ -110,7 +110,7 @@ def test_configuration(train):
         ("data.size=[32,64]", "scenes are square; data.size is (32, 64)"),
         ("data.held_out=16", "holding out 16 of 16 samples"),
         ("align.layer=down.77", "has no layer 'down.77'"),
-        ("side.init=/nowhere/side", "there is no ControlNet folder '/nowhere/side'"),
+        ("side.init=/nowhere/side", "there is no ControlNetModel folder '/nowhere/side'"),
         ("resume=5", "there is no checkpoint '5'"),
         ("out=/dev/null/run", "'/dev/null' is a file"),
         ("train.optimizer=adamw-8bit", "train.optimizer=adamw-8bit"),
