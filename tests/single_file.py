@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -39,11 +42,57 @@ _VAE_NAMES = {
 }
 
 
+_OPEN_CLIP_NAMES = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    ".fc1.": ".c_fc.",
+    ".fc2.": ".c_proj.",
+    ".self_attn.": ".attn.",
+}
+
+
 def write_single_file(folder: Path, file: Path, layers_per_block: int = 2) -> Path:
     """Write the UNet, VAE and CLIP text encoder of ``folder`` into ``file``."""
+    return _write(_unet_and_vae(folder, layers_per_block) | _clip(folder, "cond_stage_model.transformer"), file)
+
+
+def write_sdxl_file(folder: Path, file: Path, layers_per_block: int = 2) -> Path:
+    """The same for SDXL, whose second text encoder has the key names of OpenCLIP."""
+    state = _unet_and_vae(folder, layers_per_block) | _clip(folder, "conditioner.embedders.0.transformer")
+    return _write(state | _open_clip(folder, "conditioner.embedders.1.model"), file)
+
+
+def _write(state: dict[str, Tensor], file: Path) -> Path:
+    save_file({key: value.clone().contiguous() for key, value in state.items()}, file)
+    return file
+
+
+def _clip(folder: Path, prefix: str) -> dict[str, Tensor]:
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    return {f"{prefix}.text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
+
+
+def _open_clip(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """One weight for query, key and value, and a projection that is multiplied from the other side."""
+    text = load_file(folder / "text_encoder_2" / "model.safetensors")
+    state = {f"{prefix}.text_projection": text.pop("text_projection.weight").T}
+    for key in [key for key in text if ".q_proj." in key]:
+        joined = torch.cat([text.pop(key.replace(".q_proj.", f".{name}_proj.")) for name in "qkv"])
+        text[key.replace(".q_proj.", ".in_proj_")] = joined
+    for key, value in text.items():
+        for ours, theirs in _OPEN_CLIP_NAMES.items():
+            key = key.replace(ours, theirs)
+        state[f"{prefix}.{key}"] = value
+    return state
+
+
+def _unet_and_vae(folder: Path, layers_per_block: int) -> dict[str, Tensor]:
     unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    text = load_file(folder / "text_encoder" / "model.safetensors")
     state: dict[str, Tensor] = {}
     attended = {key.split(".attentions")[0] for key in unet if key.startswith("up_blocks") and ".attentions" in key}
     for key, value in unet.items():
@@ -53,11 +102,7 @@ def write_single_file(folder: Path, file: Path, layers_per_block: int = 2) -> Pa
         name = _vae_key(key, levels)
         attention = ".attn_1." in name and name.endswith("weight") and ".norm." not in name
         state[f"first_stage_model.{name}"] = value[:, :, None, None] if attention else value
-    for key, value in text.items():
-        inner = key if key.startswith("text_model.") else f"text_model.{key}"
-        state[f"cond_stage_model.transformer.{inner}"] = value
-    save_file({key: value.clone().contiguous() for key, value in state.items()}, file)
-    return file
+    return state
 
 
 def _unet_key(key: str, per_block: int, attended: set[str]) -> str:

@@ -12,7 +12,8 @@ from torch.nn.functional import mse_loss
 import lisa
 import tiny
 from lisa.common.errors import LisaError
-from lisa.pairs import check_side_fits, pair_names, pair_spec
+from lisa.pairs import pair_names, pair_spec
+from lisa.pairs.stable_diffusion import check_controlnet_fits
 from lisa.sides.controlnet import ControlNetSide
 
 
@@ -159,7 +160,7 @@ def test_default_layer_exists(sd15, sd_small):
 def test_warm_start_fits(sd15, saved):
     main = tiny.load_main(sd15)
     side = ControlNetSide.from_folder(str(saved[1] / "lisa"))
-    check_side_fits(main, side)
+    check_controlnet_fits(main, side)
     inputs, _ = tiny.make_inputs(main)
     residuals = side.forward(inputs.x_t, inputs.t, inputs.context, inputs.condition)
     assert torch.isfinite(main.forward(inputs.x_t, inputs.t, inputs.context, residuals)).all()
@@ -187,7 +188,7 @@ def test_side_networks_of_other_models_are_refused(sd15, change, words):
     pair = tiny.make_pair(sd15)
     config = {name: value for name, value in pair.side.module.config.items() if not name.startswith("_")}
     with pytest.raises(LisaError, match=words) as caught:
-        check_side_fits(pair.main, ControlNetSide(ControlNetModel(**config | change)))
+        check_controlnet_fits(pair.main, ControlNetSide(ControlNetModel(**config | change)))
     assert str(sd15) in str(caught.value) and "side.init" in str(caught.value)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa.pairs import Inputs, Pair, pair_spec
+from lisa.sides.base import SideOptions
 
 TEXT_WIDTH = 16
 WORDS = 8  # tokens per caption
@@ -140,7 +141,7 @@ def make_pair(source: str | Path, *, share_prior: bool = True, randomise: bool =
     spec = pair_spec("sd-controlnet")
     main = load_main(str(source))
     torch.manual_seed(seed)
-    side = spec.make_side(main)
+    side = spec.make_side(main, SideOptions())
     side.module.train()
     if randomise:
         randomise_zero_modules(side.module)

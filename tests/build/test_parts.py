@@ -95,7 +95,7 @@ def test_settings_of_the_alignment_arrive(built):
         ({"align__layer": "down.99"}, "has no layer 'down.99' (did you mean 'down."),
         ({"align__layer": "controlnet_mid_blok"}, "did you mean 'controlnet_mid_block'?"),
         ({"data__size": [30, 32]}, "data.size is (30, 32). For this main network both sides must be multiples of 4"),
-        ({"side__init": "/nowhere"}, "there is no ControlNet folder '/nowhere'"),
+        ({"side__init": "/nowhere"}, "there is no ControlNetModel folder '/nowhere'"),
     ],
 )
 def test_refused(built, changes, expected):
@@ -201,3 +201,11 @@ def test_an_accelerator_that_is_in_use_already(sd_small, tmp_path):
     given = config(sd_small, tmp_path, train__mixed_precision="bf16")
     with pytest.raises(LisaError, match="Start a new Python process"), session(given):
         pass
+
+
+def test_a_network_that_cannot_recompute_is_refused(built, monkeypatch):
+    from diffusers import ControlNetModel
+
+    monkeypatch.setattr(ControlNetModel, "_supports_gradient_checkpointing", False)
+    with pytest.raises(LisaError, match=r"ControlNetModel cannot recompute activations.*gradient_checkpointing=false"):
+        built(side__gradient_checkpointing=True)

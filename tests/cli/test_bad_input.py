@@ -99,7 +99,7 @@ def test_configuration(train):
     ("override", "expected"),
     [
         ("train.steps", "the override 'train.steps' has no '='. Write overrides as section.key=value"),
-        ("model.pair=sd-controlnot", "must be one of sd-controlnet, did you mean 'sd-controlnet'?"),
+        ("model.pair=sd-controlnot", "zimage-controlnet, did you mean 'sd-controlnet'?"),
         ("model.path=/nowhere/model", "there is no folder '/nowhere/model'. Check model.path"),
         ("data.source=/nowhere/data", "there is no folder '/nowhere/data'"),
         (
@@ -110,7 +110,7 @@ def test_configuration(train):
         ("data.size=[32,64]", "scenes are square; data.size is (32, 64)"),
         ("data.held_out=16", "holding out 16 of 16 samples"),
         ("align.layer=down.77", "has no layer 'down.77'"),
-        ("side.init=/nowhere/side", "there is no ControlNet folder '/nowhere/side'"),
+        ("side.init=/nowhere/side", "there is no ControlNetModel folder '/nowhere/side'"),
         ("resume=5", "there is no checkpoint '5'"),
         ("out=/dev/null/run", "'/dev/null' is a file"),
         ("train.optimizer=adamw-8bit", "train.optimizer=adamw-8bit"),

@@ -187,7 +187,7 @@ def test_other_vaes_are_refused(sd15):
 
 def test_wrong_class_is_refused(sd15, tmp_path):
     copy = edited(sd15, tmp_path / "m", "model_index.json", _class_name="StableDiffusionXLPipeline")
-    assert "StableDiffusionPipeline" in refused(copy, "StableDiffusionXLPipeline, which is not supported")
+    assert "StableDiffusionPipeline" in refused(copy, "StableDiffusionXLPipeline, which this kind of pair cannot use")
 
 
 def test_missing_and_damaged_folders(sd15, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import tiny
+from lisa.pairs import PipelineCall
 from lisa.sample.grids import grid, labelled_grid, save_png
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 
@@ -52,7 +53,7 @@ def requests(count):
 
 def draw(pipeline, wanted, **settings):
     options = {"steps": 2, "guidance": 1.0, "batch_size": 4, **settings}
-    return [picture for _, picture in sample_pictures(pipeline, wanted, SamplerSettings(**options))]
+    return [picture for _, picture in sample_pictures(pipeline, wanted, SamplerSettings(**options), PipelineCall())]
 
 
 def test_every_picture_has_its_own_seed(pipeline):

@@ -125,16 +125,16 @@ def assert_same(a, b):
 def refused(folder, words):
     with pytest.raises(LisaError, match=words) as caught:
         ControlNetSide.from_folder(str(folder))
-    assert "ControlNet folder" in str(caught.value) or "download" in str(caught.value)
+    assert "ControlNetModel folder" in str(caught.value) or "download" in str(caught.value)
 
 
 def test_what_is_no_controlnet_is_refused(saved, sd15, tmp_path):
-    refused(tmp_path / "nowhere", "no ControlNet folder .*nowhere")
-    refused("nowhere", "no ControlNet folder 'nowhere'")
+    refused(tmp_path / "nowhere", "no ControlNetModel folder .*nowhere")
+    refused("nowhere", "no ControlNetModel folder 'nowhere'")
     refused(sd15 / "unet", "holds a UNet2DConditionModel, not a ControlNetModel")
     refused(sd15, "no config.json")
     (tmp_path / "file.txt").write_text("")
-    refused(tmp_path / "file.txt", "no ControlNet folder")
+    refused(tmp_path / "file.txt", "no ControlNetModel folder")
     folder = saved[1] / "side_network"
     weights = folder / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()

@@ -17,7 +17,7 @@ from lisa.common.runfolder import RunFolder
 from lisa.data.folders import hash_file
 from lisa.data.images import list_images, load_rgb, read_note, save_png
 from lisa.data.samples import content_hash
-from lisa.pairs import Pair, check_side_fits, pair_spec
+from lisa.pairs import Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.train.config import ModelSettings, TrainConfig
 from lisa.train.settings import load_settings
@@ -90,7 +90,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
         sampler = SamplerSettings(options.steps, options.guidance, options.scale, options.batch)
-        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler), start=1):
+        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, pair.spec.call), start=1):
             save_png(picture, _file(options, request), {_STAMP: stamps[request.key]})
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {_file(options, request)}")
@@ -214,7 +214,7 @@ def _load_pair(model: ModelSettings, side: str) -> Pair:
     spec = pair_spec(model.pair)
     main = spec.load_main(parts.model_source(model), variant=model.variant, config=model.single_file_config)
     network = spec.load_side(side)
-    check_side_fits(main, network)
+    spec.check_fit(main, network)
     network.module.eval()
     return Pair(spec, main, network)
 
@@ -230,8 +230,8 @@ def _check_sizes(requests: list[Request], pair: Pair) -> None:
                 f"{first.condition.shape[1]}x{first.condition.shape[0]}",
                 "Generate condition images of different sizes in separate calls",
             )
-        if height % pair.main.latent_factor or width % pair.main.latent_factor:
+        if height % pair.main.size_multiple or width % pair.main.size_multiple:
             raise LisaError(
                 f"condition {request.key!r} is {width}x{height} pixels",
-                f"Both sides must be multiples of {pair.main.latent_factor}",
+                f"Both sides must be multiples of {pair.main.size_multiple}",
             )

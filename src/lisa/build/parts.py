@@ -16,8 +16,9 @@ from lisa.data.samples import Part, Sample, Source, Subset, content_hash
 from lisa.data.sources import check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
-from lisa.pairs import Pair, check_side_fits, pair_spec
+from lisa.pairs import Pair, pair_spec
 from lisa.sides.attach import attach
+from lisa.sides.base import SideOptions
 from lisa.train.config import DataSettings, ModelSettings, TrainConfig
 from lisa.train.loop import ClipGroup
 
@@ -110,24 +111,31 @@ def build_pair(config: TrainConfig) -> Pair:
     main = spec.load_main(
         model_source(config.model), variant=config.model.variant, config=config.model.single_file_config
     )
-    check_size(config.data.height_width, main.latent_factor)
+    check_size(config.data.height_width, main.size_multiple)
     if config.side.init is None:
-        side = spec.make_side(main)
+        side = spec.make_side(main, SideOptions(depth=config.side.depth))
     else:
         side = spec.load_side(config.side.init)
-        check_side_fits(main, side)
+        spec.check_fit(main, side)
     if config.side.gradient_checkpointing:
-        side.module.enable_gradient_checkpointing()
-        main.network.enable_gradient_checkpointing()
+        _enable_checkpointing(side.module)
+        _enable_checkpointing(main.network)
     return Pair(spec, main, side, share_prior=config.model.share_prior)
 
 
-def check_size(size: tuple[int, int], latent_factor: int) -> None:
-    """Pixels must be a multiple of the latent factor."""
-    if any(side % latent_factor for side in size):
+def _enable_checkpointing(network: Any) -> None:
+    if not network._supports_gradient_checkpointing:
         raise LisaError(
-            f"data.size is {size}", f"For this main network both sides must be multiples of {latent_factor}"
+            f"side.gradient_checkpointing: diffusers' {type(network).__name__} cannot recompute activations",
+            "Set side.gradient_checkpointing=false",
         )
+    network.enable_gradient_checkpointing()
+
+
+def check_size(size: tuple[int, int], multiple: int) -> None:
+    """Pixels must be a multiple of what one latent, or one token, covers."""
+    if any(side % multiple for side in size):
+        raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {multiple}")
 
 
 def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:
@@ -145,6 +153,8 @@ def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner 
         stride=[strides[name] for name in wanted] if all(name in strides for name in wanted) else None,
         weight=settings.weight,
         weighting=settings.weighting,
+        tap=pair.side.tap,
+        x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
         snr=pair.main.process.snr_of_decoder_time,
         prediction=pair.main.process.prediction,
     )

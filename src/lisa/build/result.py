@@ -54,7 +54,7 @@ class Results:
         fast_scheduler(pipeline)
         requests = [Request(s.key, s.caption, s.condition, seed) for seed, s in enumerate(samples)]
         sampler = SamplerSettings(settings.steps, settings.guidance, control_scale, settings.batch_size)
-        return [picture for _, picture in sample_pictures(pipeline, requests, sampler)]
+        return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.spec.call)]
 
     def draw_samples(self, step: int) -> Path:
         """The grid condition | without | with control | truth, for a few held-out samples."""
@@ -87,7 +87,11 @@ class Results:
             "made with": f"lisa-diffusion {lisa.__version__}",
         }
         code = loading_code(
-            self.pair.side.kind, spec.pipeline_name, str(self.run_folder.side_network), config.model.path
+            self.pair.side.kind,
+            spec.pipeline_name,
+            str(self.run_folder.side_network),
+            config.model.path,
+            argument=spec.call.network,
         )
         write_card(folder, facts, loader=code, ema=config.train.ema)
 

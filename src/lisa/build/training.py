@@ -222,9 +222,9 @@ def _encode(
 ) -> tuple[EncodedData, EncodedData]:
     """The main process fills the cache, the others read it."""
     with accelerator.main_process_first():
-        cache, cached = parts.cache_folder(config), config.data.cache
-        train = EncodedData(data.train, pair.main, data.transform, cache, cached)
-        return train, EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached)
+        cache, cached, reads = parts.cache_folder(config), config.data.cache, pair.side.reads
+        train = EncodedData(data.train, pair.main, data.transform, cache, cached, reads)
+        return train, EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached, reads)
 
 
 def _plan(config: TrainConfig, accelerator: Accelerator, count: int) -> BatchPlan:

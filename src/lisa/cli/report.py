@@ -33,5 +33,7 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     console.print(table)
     spec = pair_spec(config.model.pair)
     console.print(f"\nside network: {summary['side_network']}\nload it with:\n", markup=False)
-    code = loading_code("ControlNetModel", spec.pipeline_name, summary["side_network"], config.model.path)
+    code = loading_code(
+        spec.side_kind, spec.pipeline_name, summary["side_network"], config.model.path, argument=spec.call.network
+    )
     console.print(code, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError, choose
 from lisa.core.decoder import LikelihoodDecoder
-from lisa.core.feature_tap import TAPS, FeatureTap
+from lisa.core.feature_tap import TAPS, FeatureTap, Select
 from lisa.core.layers import DryRun, given_strides, layer_sizes, resolve_path, same_randomness, unwrapped
 from lisa.core.residual import (
     NoiseLevelWeighting,
@@ -123,7 +123,7 @@ class LikelihoodAligner(nn.Module):
             raise LisaError(
                 "the alignment needs the prior", "Pass the main network's prediction without control as prior="
             )
-        features = {layer: tap.read() for layer, tap in self._taps.items()}
+        features = {layer: tap.read((target.shape[-2], target.shape[-1])) for layer, tap in self._taps.items()}
         with torch.autocast(target.device.type, enabled=False):
             return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight)
 
@@ -206,6 +206,7 @@ def attach(
     weight: float = REFERENCE_WEIGHT,
     weighting: str = "plain",
     tap: str = "input",
+    select: Select | None = None,
     x_t_channels: int = 0,
     snr: SignalToNoise | None = None,
     prediction: str = "epsilon",
@@ -226,6 +227,7 @@ def attach(
         weight: of the alignment in the loss. At 0 there is no decoder and no hook, and there never will be.
         weighting: by noise level: ``plain`` (the reference), ``normalised``, ``min-snr``.
         tap: the ``input`` or the ``output`` of the layer.
+        select: cuts the image's tokens out of a feature that holds others too: (feature, latent (H, W)) -> feature.
         x_t_channels: give the decoder the noisy latent of that many channels too; for side networks that do not see it.
         snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it.
         prediction: what the model predicts, for weightings that need it.
@@ -250,14 +252,14 @@ def attach(
     strides = given_strides(layers, stride)
     if weight == 0:
         return LikelihoodAligner({}, {}, weight=0.0, weighting=chosen_weighting)
-    sizes = layer_sizes(network, paths, tap, strides, dry_run)
+    sizes = layer_sizes(network, paths, tap, strides, dry_run, select)
     parameter = next(network.parameters(), torch.zeros(()))
     with same_randomness(network):
         decoders = {
             name: LikelihoodDecoder(channels, out_channels, int(math.log2(size)), x_t_channels=x_t_channels)
             for name, (channels, size) in sizes.items()
         }
-    taps = {name: FeatureTap(network, path, tap, name=name) for name, path in paths.items()}
+    taps = {name: FeatureTap(network, path, tap, name=name, select=select) for name, path in paths.items()}
     aligner = LikelihoodAligner(taps, decoders, weight=weight, weighting=chosen_weighting)
     return aligner.to(parameter.device)
 

@@ -8,7 +8,7 @@ first firing of the tapped module in between is kept, until it is read or the ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from lisa.common.errors import LisaError, choose
 
 TAPS = ("input", "output")
+
+#: Cuts the image's tokens out of a feature that holds others too: (feature, (H, W) of the latent) -> feature.
+Select = Callable[[Tensor, tuple[int, int]], Tensor]
 
 _NEVER_RAN = "the side network has not run since the aligner was attached"
 _REENTRANT = "it ran without gradients inside the side network, as reentrant gradient checkpointing does"
@@ -36,6 +39,7 @@ class FeatureTap:
         path: dotted path of the tapped module inside ``root``.
         tap: ``"input"`` (first tensor argument) or ``"output"`` (the output, or the first tensor in it).
         name: what errors call it; the path by default.
+        select: of what is caught, the part that :meth:`read` gives; all of it by default.
 
     Raises:
         LisaError: unknown ``tap``.
@@ -47,11 +51,20 @@ class FeatureTap:
         >>> feature = tap.read()
     """
 
-    def __init__(self, root: nn.Module, path: str, tap: str = "input", *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        path: str,
+        tap: str = "input",
+        *,
+        name: str | None = None,
+        select: Select | None = None,
+    ) -> None:
         choose("tap", tap, TAPS)
         module = root.get_submodule(path)
         self.name = name or path
         self.root = root
+        self.select = select
         self._enabled = True
         self._observing = False
         self._armed = False
@@ -81,17 +94,22 @@ class FeatureTap:
         if not value:
             self._drop("the alignment weight is 0")
 
-    def read(self) -> Tensor:
+    def read(self, size: tuple[int, int] | None = None) -> Tensor:
         """The caught feature, with its graph. It can be read once.
 
+        Args:
+            size: (H, W) of the latent; needed where the tap selects a part.
+
         Raises:
-            LisaError: none has been caught (and why), or it has been read already.
+            LisaError: none has been caught (and why), it has been read already, or ``size`` is missing.
         """
+        if self.select is not None and size is None:
+            raise LisaError(f"layer {self.name!r} holds more than the image", "Pass size=, (H, W) of the latent")
         if self._feature is None:
             raise LisaError(f"no feature of layer {self.name!r} to read: {self._missing}", self._remedy())
         feature = self._feature
         self._drop("it has been read already, by an earlier call of the aligner")
-        return feature
+        return feature if self.select is None or size is None else self.select(feature, size)
 
     @contextmanager
     def observing(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError, nearest
 from lisa.core.decoder import token_patch
-from lisa.core.feature_tap import FeatureTap
+from lisa.core.feature_tap import FeatureTap, Select
 
 #: Runs one forward of the side network and returns the (height, width) of the latent it was given.
 DryRun = Callable[[], tuple[int, int]]
@@ -64,7 +64,12 @@ def given_strides(layers: Sequence[str], stride: int | Sequence[int] | None) -> 
 
 
 def layer_sizes(
-    network: nn.Module, paths: Mapping[str, str], tap: str, strides: Mapping[str, int | None], dry_run: DryRun | None
+    network: nn.Module,
+    paths: Mapping[str, str],
+    tap: str,
+    strides: Mapping[str, int | None],
+    dry_run: DryRun | None,
+    select: Select | None = None,
 ) -> dict[str, tuple[int, int]]:
     """(channels, stride) of each layer: what was given or can be read off the module, else measured.
 
@@ -81,7 +86,7 @@ def layer_sizes(
                 f"the {missing} of layer {name!r} cannot be told without running the side network",
                 remedy + (", or stride=" if missing == "stride" else ", or tap a convolution or a linear layer"),
             )
-        for name, (channels, measured) in _measured(network, paths, tap, dry_run).items():
+        for name, (channels, measured) in _measured(network, paths, tap, dry_run, select).items():
             known[name] = (channels, known[name][1] or measured)
     return {name: (channels, stride) for name, (channels, stride) in known.items() if channels and stride}
 
@@ -96,14 +101,16 @@ def _channels(module: nn.Module, tap: str) -> int | None:
     return None
 
 
-def _measured(network: nn.Module, paths: Mapping[str, str], tap: str, dry_run: DryRun) -> dict[str, tuple[int, int]]:
-    taps = {name: FeatureTap(network, path, tap, name=name) for name, path in paths.items()}
+def _measured(
+    network: nn.Module, paths: Mapping[str, str], tap: str, dry_run: DryRun, select: Select | None
+) -> dict[str, tuple[int, int]]:
+    taps = {name: FeatureTap(network, path, tap, name=name, select=select) for name, path in paths.items()}
     try:
         with torch.no_grad(), _untouched(network), ExitStack() as stack:
             for each in taps.values():
                 stack.enter_context(each.observing())
             latent = dry_run()
-            features = {name: each.read() for name, each in taps.items()}
+            features = {name: each.read(latent) for name, each in taps.items()}
     finally:
         for each in taps.values():
             each.remove()

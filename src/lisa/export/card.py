@@ -42,8 +42,16 @@ These are {weights}. The alignment decoder is not part of them: at inference thi
     write_text(folder / "README.md", text)
 
 
-def loading_code(side_class: str, pipeline_class: str, folder: str, model: str) -> str:
-    """The three lines that load a side network into its pipeline; ``model`` is a path, a Hub name, or ``tiny-sd``."""
+def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, *, argument: str = "controlnet") -> str:
+    """The three lines that load a side network into its pipeline.
+
+    Args:
+        side_class: of diffusers.
+        pipeline_class: of diffusers.
+        folder: of the side network.
+        model: a path, a Hub name, or ``tiny-sd``.
+        argument: what the pipeline calls its side network.
+    """
     embedded = model == "tiny-sd"
     source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
     loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
@@ -51,7 +59,7 @@ def loading_code(side_class: str, pipeline_class: str, folder: str, model: str) 
         f"{'import lisa' if embedded else ''}\n"
         f"from diffusers import {side_class}, {pipeline_class}\n"
         f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
-        f"pipe = {pipeline_class}.{loader}({source}, controlnet=side, safety_checker=None)"
+        f"pipe = {pipeline_class}.{loader}({source}, {argument}=side)"
     ).lstrip()
 
 

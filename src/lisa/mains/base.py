@@ -18,7 +18,8 @@ class MainNetwork(Protocol):
     """A frozen, pretrained denoiser with its encoders.
 
     ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`drop_encoders`) once what they give is
-    cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled.
+    cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled: maps
+    in every family, whatever the network packs them into.
     """
 
     family: str
@@ -26,13 +27,23 @@ class MainNetwork(Protocol):
     process: ForwardProcess
     latent_channels: int
     latent_factor: int
+    size_multiple: int  # both sides of a picture, in pixels, must be multiples of it
     source: str  # path or Hub name, as the user gave it
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Captions to context."""
 
+    def encode_unconditional(self) -> dict[str, Tensor]:
+        """The context of a dropped caption, one row: what the pipeline gives its unconditional pass."""
+
+    def complete(self, context: Context, x_t: Tensor) -> Context:
+        """What both passes need beside the encoded text and what depends on the batch: sizes, positions, guidance."""
+
     def encode_moments(self, pixels: Tensor) -> Tensor:
         """Pixels to scaled posterior mean and standard deviation, (B, 2 C, h, w)."""
+
+    def encode_condition(self, pixels: Tensor) -> Tensor:
+        """Pixels of a condition (B, 3, H, W) in 0..1 to its latent, for side networks that read latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pixels in -1..1."""
@@ -41,7 +52,7 @@ class MainNetwork(Protocol):
         """The prediction for ``x_t`` at process time ``t``; ``residuals`` as the side network gave them."""
 
     def shared_modules(self) -> list[nn.Module]:
-        """Modules upstream of where a ControlNet enters; a pair decides whether they may be shared."""
+        """Modules upstream of where the family's ControlNet enters; a pair decides whether they may be shared."""
 
     def pipeline_components(self) -> dict[str, Any]:
         """What this family's diffusers pipelines are made of."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from lisa.pairs import PipelineCall
 
 
 @dataclass(frozen=True)
@@ -32,30 +35,64 @@ class SamplerSettings:
 
 
 def fast_scheduler(pipeline: Any) -> None:
-    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps."""
+    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Flow models keep their own."""
     from diffusers import DPMSolverMultistepScheduler
 
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if "beta_schedule" in pipeline.scheduler.config:
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 
 
 @torch.no_grad()
 def sample_pictures(
-    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
 ) -> Iterator[tuple[Request, np.ndarray]]:
     """Pictures (uint8, H x W x 3) for ``requests``, batch by batch; all conditions of a batch have one size."""
-    for first in range(0, len(requests), settings.batch_size):
-        chosen = requests[first : first + settings.batch_size]
+    together = 1 if call.one_at_a_time else settings.batch_size
+    for first in range(0, len(requests), together):
+        chosen = requests[first : first + together]
         height, width = chosen[0].condition.shape[:2]
-        images = pipeline(
-            [request.prompt for request in chosen],
-            image=[Image.fromarray(request.condition) for request in chosen],
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            controlnet_conditioning_scale=settings.control_scale,
-            generator=[torch.Generator().manual_seed(request.seed) for request in chosen],
-            output_type="np",
-        ).images
+        with _seeded(chosen[0].seed), _as_loaded(pipeline):
+            images = pipeline(
+                [request.prompt for request in chosen],
+                height=height,
+                width=width,
+                num_inference_steps=settings.steps,
+                generator=[torch.Generator().manual_seed(request.seed) for request in chosen],
+                output_type="np",
+                **{
+                    call.image: [Image.fromarray(request.condition) for request in chosen],
+                    call.scale: settings.control_scale,
+                    call.guidance: settings.guidance + call.guidance_offset,
+                },
+                **({} if call.negative is None else {"negative_prompt": [call.negative] * len(chosen)}),
+                **call.more,
+            ).images
         yield from zip(chosen, (np.asarray(images) * 255).round().astype(np.uint8), strict=True)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """For pipelines that draw from torch's global generator (SD3's encodes its condition so): from ``seed``, and the
+    training's random state is as before.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _as_loaded(pipeline: Any) -> Iterator[None]:
+    """Weights that require gradients, as after ``from_pretrained``. Torch multiplies by frozen ones in another order,
+    even without gradients, and pictures should be those of the stock pipeline to the last bit.
+    """
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = [weight for module in modules for weight in module.parameters()]
+    frozen = [weight for weight in weights if weight.is_floating_point() and not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)

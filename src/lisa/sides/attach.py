@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,13 @@ from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.core import REFERENCE_WEIGHT, LikelihoodAligner
 from lisa.core import attach as attach_to
+from lisa.core.feature_tap import Select
 from lisa.core.layers import DryRun, unwrapped
 from lisa.core.residual import SignalToNoise
+from lisa.sides import flux, hunyuan, qwen, sana, sd3, zimage
 from lisa.sides.layers import layer_names
+
+_T = TypeVar("_T")
 
 
 def attach(
@@ -27,6 +31,7 @@ def attach(
     weight: float = REFERENCE_WEIGHT,
     weighting: str = "plain",
     tap: str = "input",
+    select: Select | None = None,
     x_t_channels: int = 0,
     snr: SignalToNoise | None = None,
     prediction: str = "epsilon",
@@ -40,7 +45,8 @@ def attach(
         side_network: the network that learns, such as diffusers' ``ControlNetModel``; wrapped by DDP or
             ``torch.compile`` also does.
         layer: the layer to align, or several: ``down.N``, ``mid``, ``block.N`` as the side network has them, or the
-            dotted path of any module. The reference for Stable Diffusion is ``down.5``.
+            dotted path of any module. The reference for Stable Diffusion is ``down.5``. A T2I-Adapter has
+            ``adapter.N``, the outputs of its blocks: ``tap="output"``, and ``x_t_channels``.
         out_channels: channels of the model's target (4 for Stable Diffusion).
         stride: of the layer's feature against the latent, a power of two; one number, or one per layer. Measured where
             not given.
@@ -49,6 +55,8 @@ def attach(
         weight: of the alignment in the loss; the reference is 0.2.
         weighting: by noise level: ``plain`` (the reference), ``normalised``, ``min-snr``.
         tap: the ``input`` or the ``output`` of the layer.
+        select: cuts the image's tokens out of a feature that holds others too: (feature, latent (H, W)) -> feature.
+            Known for diffusers' side networks.
         x_t_channels: give the decoder the noisy latent of that many channels too; for side networks that do not see it.
         snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it (a process's
             ``snr_of_decoder_time``).
@@ -76,6 +84,7 @@ def attach(
         weight=weight,
         weighting=weighting,
         tap=tap,
+        select=select if select is not None else _known(network, _SELECTS),
         x_t_channels=x_t_channels,
         snr=snr,
         prediction=prediction,
@@ -87,10 +96,9 @@ def default_dry_run(network: nn.Module) -> DryRun | None:
 
     Kinds are told by the names of the classes ``network`` derives from, so that diffusers need not be imported.
     """
-    kinds = [_DRY_RUNS[base.__name__] for base in type(network).__mro__ if base.__name__ in _DRY_RUNS]
-    if not kinds:
+    run = _known(network, _DRY_RUNS)
+    if run is None:
         return None
-    run = kinds[0]
 
     def dry_run() -> tuple[int, int]:
         try:
@@ -102,6 +110,11 @@ def default_dry_run(network: nn.Module) -> DryRun | None:
             ) from error
 
     return dry_run
+
+
+def _known(network: nn.Module, table: Mapping[str, _T]) -> _T | None:
+    """What ``table`` has for the nearest class that ``network`` derives from."""
+    return next((table[base.__name__] for base in type(network).__mro__ if base.__name__ in table), None)
 
 
 def _run_controlnet(network: Any) -> tuple[int, int]:
@@ -119,6 +132,14 @@ def _run_union(network: Any) -> tuple[int, int]:
     kinds = zeros(1, network.config.num_control_type)
     _call(network, latent, zeros, controlnet_cond=[pixels], control_type=kinds, control_type_idx=[0])
     return latent, latent
+
+
+def _run_adapter(network: Any) -> tuple[int, int]:
+    """``T2IAdapter``: it reads the condition alone. An XL adapter's first map is at half the latent's size."""
+    config, pixels = network.config, 2 * network.total_downscale_factor
+    network(_zeros_like(network)(1, config.in_channels, pixels, pixels))
+    factor = config.downscale_factor // (2 if config.adapter_type == "full_adapter_xl" else 1)
+    return pixels // factor, pixels // factor
 
 
 def _call(network: Any, latent: int, zeros: Callable[..., Tensor], **condition: Any) -> None:
@@ -167,4 +188,12 @@ def _zeros_like(network: nn.Module) -> Callable[..., Tensor]:
 _DRY_RUNS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "ControlNetModel": _run_controlnet,
     "ControlNetUnionModel": _run_union,
+    "T2IAdapter": _run_adapter,
+    "HunyuanDiT2DControlNetModel": hunyuan.run_on_zeros,
+    "SD3ControlNetModel": sd3.run_sd3_controlnet,
+    "FluxControlNetModel": flux.run_flux_controlnet,
+    "SanaControlNetModel": sana.run_on_zeros,
+    "QwenImageControlNetModel": qwen.run_on_zeros,
+    "ZImageControlNetModel": zimage.run_on_zeros,
 }
+_SELECTS: dict[str, Select] = {"ZImageControlNetModel": zimage.image_tokens}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
+
+from lisa.sides.loading import load_module
 
 #: What text became (``lisa.mains.base.Context``): named tensors, batch first.
 Context = Mapping[str, Tensor]
@@ -23,6 +25,24 @@ class Layer:
     stride: int
 
 
+@dataclass(frozen=True)
+class SideOptions:
+    """How a new side network is made.
+
+    Attributes:
+        depth: blocks of a side network that is a stack of blocks; None: the custom of its family.
+        conditions: condition pictures that it reads at once, stacked along the channels.
+    """
+
+    depth: int | None = None
+    conditions: int = 1
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels of the stacked conditions, in pixels."""
+        return 3 * self.conditions
+
+
 class SideNetwork(Protocol):
     """A trainable network that reads the condition.
 
@@ -33,10 +53,13 @@ class SideNetwork(Protocol):
     kind: str
     module: nn.Module
     callee: Any
+    reads: str  # "pixels" (B, 3, H, W) in 0..1, or "latents" as the main network's ``encode_condition`` makes them
+    tap: str  # where features are caught: the "input" or the "output" of a layer's module
+    sees_x_t: bool  # if not, the decoder is given the noisy latent beside the feature
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
-        """Residuals for the main network. ``t`` is what the network's timestep argument takes; ``condition``: pixels
-        (B, 3, H, W) in 0..1.
+        """Residuals for the main network. ``t`` is what the network's timestep argument takes; ``condition``: what
+        ``reads`` says.
         """
 
     def layers(self) -> list[Layer]:
@@ -47,3 +70,29 @@ class SideNetwork(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder (config.json and safetensors)."""
+
+
+class DiffusersSide:
+    """The part of :class:`SideNetwork` that does not depend on the architecture.
+
+    Args:
+        module: of diffusers.
+    """
+
+    kind: str
+    reads = "pixels"
+    tap = "input"
+    sees_x_t = True
+
+    def __init__(self, module: Any) -> None:
+        self.module: nn.Module = module
+        self.callee: Any = module  # what forward() calls: the trainer puts the distributed wrapper here
+
+    @classmethod
+    def from_folder(cls, source: str) -> Self:
+        """An existing side network of this kind; see :func:`lisa.sides.loading.load_module`."""
+        return cls(load_module(cls.kind, source).float())
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder."""
+        self.module.save_pretrained(folder)

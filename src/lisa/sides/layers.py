@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from torch import nn
 
-# (friendly name, attribute): a ModuleList gives name.0, name.1, ...; a single module gives the bare name.
+# (friendly name, path): a ModuleList gives name.0, name.1, ...; a single module gives the bare name. What follows a *
+# lies inside each module of the list.
 _ATTRIBUTES = (
     ("down", "controlnet_down_blocks"),
     ("mid", "controlnet_mid_block"),
     ("block", "controlnet_blocks"),
     ("single", "controlnet_single_blocks"),
+    ("adapter", "adapter.body"),
+    ("block", "control_layers.*.after_proj"),
 )
 
 
 def layer_names(side_network: nn.Module) -> dict[str, str]:
-    """Friendly name -> dotted path of the zero module whose input is the feature."""
+    """Friendly name -> dotted path of the zero module whose input is the feature; of an adapter, whose output it is."""
     names: dict[str, str] = {}
     for friendly, attribute in _ATTRIBUTES:
-        module = getattr(side_network, attribute, None)
+        module: object = side_network
+        path, _, inside = attribute.partition(".*")
+        for part in path.split("."):
+            module = getattr(module, part, None)
         if isinstance(module, nn.ModuleList):
-            names |= {f"{friendly}.{i}": f"{attribute}.{i}" for i in range(len(module))}
+            names |= {f"{friendly}.{i}": f"{path}.{i}{inside}" for i in range(len(module))}
         elif isinstance(module, nn.Module):
-            names[friendly] = attribute
+            names[friendly] = path
     return names

@@ -49,6 +49,9 @@ class SideSettings(Settings):
     """The side network, trained."""
 
     init: str | None = Field(None, description="Existing side network to start from; empty: copy of the main network.")
+    depth: int | None = Field(
+        None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
 
 

@@ -29,8 +29,8 @@ class Batch:
     """One batch on the device.
 
     ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior
-    mean and standard deviation; ``condition`` (B, 3, H, W) in 0..1; ``context`` of the captions, ``empty`` of
-    no caption.
+    mean and standard deviation; ``condition`` (B, 3, H, W) in 0..1, or its latent (B, C, h, w); ``context`` of the
+    captions, ``empty`` of no caption.
     """
 
     visits: list[int]
@@ -49,6 +49,7 @@ class EncodedData:
         transform: crop and flip.
         cache: the folder of caches.
         cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept.
+        reads: what the side network reads: ``pixels`` of the condition, or their ``latents``.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class EncodedData:
         transform: PairedTransform,
         cache: Path,
         cached: Sequence[str],
+        reads: str = "pixels",
     ) -> None:
-        self.source, self.main, self.transform = source, main, transform
+        self.source, self.main, self.transform, self.reads = source, main, transform, reads
         self.variants = 2 if transform.flip else 1  # as it is, mirrored
         self._still = PairedTransform(
             transform.size, transform.crop, False, transform.seed, transform.condition_resample
@@ -69,13 +71,13 @@ class EncodedData:
         self._moments = self._cached_moments() if "latents" in cached else None
         self._conditions = self._cached_conditions() if "conditions" in cached else None
         self._contexts = self._cached_contexts() if "text" in cached else None
-        self.empty = self._encode_text([""])
+        self.empty = {name: value.float().cpu() for name, value in main.encode_unconditional().items()}
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(posterior moments, or uint8 pixels where they are not cached; uint8 condition) of one sample."""
+        """Of one sample: moments, or uint8 pixels where they are not cached; the condition, or its cached latent."""
         mirrored = int(self.transform.flips(index, epoch))
         if self._moments is not None and self._conditions is not None:
             return self._moments[index, mirrored], self._conditions[index, mirrored]
@@ -87,13 +89,15 @@ class EncodedData:
     ) -> Batch:
         """Put samples together and encode what is not cached."""
         first = torch.from_numpy(np.stack([part[0] for part in parts]))
-        condition = torch.from_numpy(np.stack([part[1] for part in parts])).to(device).permute(0, 3, 1, 2).float() / 255
+        condition = torch.from_numpy(np.stack([part[1] for part in parts])).to(device)
+        if condition.dtype == torch.uint8:
+            condition = self._condition(condition)
         moments = first if self._moments is not None else self.main.encode_moments(_pixels_to_tensor(first, device))
         return Batch(
             visits=list(visits),
             # An encoder may answer channels last, and convolutions round differently then.
             moments=moments.to(device, torch.float32).contiguous(),
-            condition=condition,
+            condition=condition.to(device),
             context=self.context([visit % len(self) for visit in visits], device),
             empty={name: value.to(device) for name, value in self.empty.items()},
         )
@@ -121,8 +125,7 @@ class EncodedData:
                 variants.append(self.main.encode_moments(_pixels_to_tensor(torch.from_numpy(images), device)))
             return torch.stack(variants, 1).float().cpu().numpy()
 
-        height, width = (side // self.main.latent_factor for side in self.transform.size)
-        shape = (len(self), self.variants, 2 * self.main.latent_channels, height, width)
+        shape = (len(self), self.variants, 2 * self.main.latent_channels, *self._latent_size())
         key = cache_key(
             kind="moments",
             images=self.source.part_fingerprint("image"),
@@ -137,14 +140,33 @@ class EncodedData:
             numbers = range(rows.start, rows.stop)
             return np.stack([[self._pixels(i, m)[1] for m in range(self.variants)] for i in numbers])
 
-        key = cache_key(
-            kind="conditions",
-            conditions=self.source.part_fingerprint("condition"),
-            transform=self.transform.fingerprint,
-            variants=self.variants,
-        )
-        shape = (len(self), self.variants, *self.transform.size, 3)
-        return ArrayCache(self._cache, key).get_or_build("conditions", shape, np.uint8, read, chunk=_CHUNK)
+        def encode(rows: slice) -> np.ndarray:
+            pixels = torch.from_numpy(read(rows))
+            latents = self._condition(pixels.flatten(0, 1)).float().cpu()
+            return latents.unflatten(0, pixels.shape[:2]).numpy()
+
+        facts = {
+            "conditions": self.source.part_fingerprint("condition"),
+            "transform": self.transform.fingerprint,
+            "variants": self.variants,
+        }
+        if self.reads == "pixels":
+            store = ArrayCache(self._cache, cache_key(kind="conditions", **facts))
+            shape = (len(self), self.variants, *self.transform.size, 3)
+            return store.get_or_build("conditions", shape, np.uint8, read, chunk=_CHUNK)
+        encoder = modules_hash(self.main.encoder_modules("image"))
+        store = ArrayCache(self._cache, cache_key(kind="condition latents", encoder=encoder, **facts))
+        shape = (len(self), self.variants, self.main.latent_channels, *self._latent_size())
+        return store.get_or_build("condition_latents", shape, np.float32, encode, chunk=_CHUNK)
+
+    def _condition(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to what the side network reads."""
+        unit = pixels.permute(0, 3, 1, 2).float() / 255
+        return unit if self.reads == "pixels" else self.main.encode_condition(unit)
+
+    def _latent_size(self) -> tuple[int, int]:
+        height, width = self.transform.size
+        return height // self.main.latent_factor, width // self.main.latent_factor
 
     def _cached_contexts(self) -> dict[str, np.ndarray]:
         """One row per different caption."""

@@ -1,0 +1,101 @@
+"""Latents of the autoencoders that main networks come with: shifted, scaled, and back."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Codec(Protocol):
+    """Pixels (B, 3, H, W) in -1..1 to latents (B, ``channels``, H / ``factor``, W / ``factor``) and back.
+
+    The autoencoder is handed in at every call, because it may have left memory in between.
+    """
+
+    channels: int
+    factor: int
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Posterior mean and standard deviation, shifted and scaled: (B, 2 channels, h, w)."""
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Pixels."""
+
+
+class KLCodec:
+    """``AutoencoderKL``: one scaling factor, and a shift where the configuration has one (SD3, Flux).
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self.channels = int(config.latent_channels)
+        self.factor = 2 ** (len(config.block_out_channels) - 1)
+        self.scaling = float(config.scaling_factor)
+        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        posterior = vae.encode(pixels).latent_dist
+        return torch.cat([(posterior.mean - self.shift) * self.scaling, posterior.std * self.scaling], dim=1)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        pixels: Tensor = vae.decode(latents / self.scaling + self.shift).sample
+        return pixels
+
+
+class DCCodec:
+    """``AutoencoderDC`` (Sana): no posterior, so that the deviation is zero; one scaling factor.
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self.channels = int(config.latent_channels)
+        self.factor = 2 ** (len(config.encoder_block_out_channels) - 1)
+        self.scaling = float(config.scaling_factor)
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        mean = vae.encode(pixels).latent * self.scaling
+        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        pixels: Tensor = vae.decode(latents / self.scaling).sample
+        return pixels
+
+
+class QwenImageCodec:
+    """``AutoencoderKLQwenImage``: a video's autoencoder, used for one frame; a mean and a deviation per channel.
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self.channels = int(config.z_dim)
+        self.factor = 2 ** len(config.temperal_downsample)
+        self.mean = torch.tensor(config.latents_mean).reshape(1, -1, 1, 1)
+        self.deviation = torch.tensor(config.latents_std).reshape(1, -1, 1, 1)
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        posterior = vae.encode(pixels[:, :, None]).latent_dist
+        mean, deviation = (part[:, :, 0] for part in (posterior.mean, posterior.std))
+        scale = self.deviation.to(mean)
+        return torch.cat([(mean - self.mean.to(mean)) / scale, deviation / scale], dim=1)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`."""
+        frames = (latents * self.deviation.to(latents) + self.mean.to(latents))[:, :, None]
+        pixels: Tensor = vae.decode(frames).sample[:, :, 0]
+        return pixels

@@ -1,0 +1,166 @@
+"""Loading a main network: a diffusers folder, a Hub name or a single file, checked before gigabytes are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lisa.common.errors import LisaError
+from lisa.common.model_folders import SINGLE_FILES, first_line, is_hub_name, read_json, weight_variant
+
+#: Refuses a scheduler's configuration: (configuration, source).
+SchedulerCheck = Callable[[Mapping[str, Any], str], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folder of a family looks like.
+
+    Attributes:
+        pipelines: class names that its model_index.json may have; the first is loaded.
+        network: the folder of the main network.
+        check_scheduler: refuses what cannot be trained on, from the scheduler's file.
+        options: for ``from_pretrained``: components that training does not need, as None.
+        optional: components a folder may lack (a text encoder, say).
+        required: components a folder must have although diffusers loads the pipeline without them.
+    """
+
+    pipelines: tuple[str, ...]
+    network: str
+    check_scheduler: SchedulerCheck
+    options: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+
+
+def load_pipeline(layout: Layout, source: str, *, variant: str | None = None, config: str | None = None) -> Any:
+    """Load a family's plain pipeline.
+
+    Args:
+        layout: of the family.
+        source: a folder with ``model_index.json``, a Hub name (``owner/model``), or a ``.safetensors``/``.ckpt`` file.
+        variant: file variant such as ``fp16`` (found by itself in a folder that has no other).
+        config: for single files: a folder (or Hub name) in diffusers' layout that tells the architecture.
+
+    Raises:
+        LisaError: nothing is there, it is of another family, or it cannot be loaded.
+    """
+    path = Path(source)
+    single = path.suffix in SINGLE_FILES and not path.is_dir()
+    options: dict[str, Any] = dict(layout.options)
+    if single:
+        _check_file(layout, path, config)
+    else:
+        variant = _check_folder(layout, path, source, variant)
+        options |= _not_there(layout, path)
+    try:
+        return _from_file(layout, source, config, options) if single else _from_folder(layout, source, variant, options)
+    except Exception as error:  # diffusers, transformers and the Hub raise many kinds; all mean: this cannot be loaded
+        raise LisaError(
+            f"the main network {source!r} cannot be loaded: {first_line(error)}",
+            "Give a diffusers folder, a Hub name (with network or a filled cache), or a single-file checkpoint"
+            + (" (with model.single_file_config=FOLDER where there is no network)" if single else ""),
+        ) from error
+
+
+def _pipeline_class(layout: Layout) -> Any:
+    import diffusers
+
+    return getattr(diffusers, layout.pipelines[0])
+
+
+def _from_folder(layout: Layout, source: str, variant: str | None, options: dict[str, Any]) -> Any:
+    return _pipeline_class(layout).from_pretrained(source, variant=variant, **options)
+
+
+def _from_file(layout: Layout, source: str, config: str | None, options: dict[str, Any]) -> Any:
+    if config is not None:
+        options = {**options, "config": config, "local_files_only": Path(config).is_dir()}
+    return _pipeline_class(layout).from_single_file(source, **options)
+
+
+def _not_there(layout: Layout, path: Path) -> dict[str, None]:
+    """Optional components that a folder lacks; diffusers wants them named."""
+    if not path.is_dir():
+        return {}
+    index = read_json(path / "model_index.json")
+    return {
+        name: None
+        for name in layout.optional
+        if not (path / name).is_dir() or not any(index.get(name) or ()) or index[name][0] is None
+    }
+
+
+def _check_file(layout: Layout, path: Path, config: str | None) -> None:
+    """The checkpoint must exist, and the folder that tells its architecture must be one."""
+    if not path.is_file():
+        raise LisaError(f"there is no checkpoint file {str(path)!r}", "Check model.path")
+    if config is None:
+        return
+    folder = Path(config)
+    if folder.is_dir():
+        _check_index(layout, folder)
+        _check_scheduler(layout, folder)
+    elif folder.exists() or not is_hub_name(config):
+        raise LisaError(f"there is no folder {config!r}", "Check model.single_file_config")
+
+
+def _check_folder(layout: Layout, path: Path, source: str, variant: str | None) -> str | None:
+    """Refuse before loading what can be refused before; the variant of the weights to load."""
+    if path.is_dir():
+        _check_index(layout, path)
+        _check_scheduler(layout, path)
+        return weight_variant(path / layout.network, variant)
+    if path.exists():
+        raise LisaError(
+            f"{source!r} is a file, but no checkpoint", "A single-file checkpoint ends as one of these", SINGLE_FILES
+        )
+    if not is_hub_name(source):
+        raise LisaError(
+            f"there is no folder {source!r}", "Check model.path; a Hub name looks like owner/model; tiny-sd is embedded"
+        )
+    return variant
+
+
+def _check_index(layout: Layout, folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise LisaError(
+            f"{str(folder)!r} is not a diffusers model folder (it has no model_index.json)",
+            f"Name the folder that contains {layout.network}/, vae/ and model_index.json",
+        )
+    name = read_json(index).get("_class_name")
+    if name not in layout.pipelines:
+        raise LisaError(
+            f"{str(folder)!r} holds a {name}, which this kind of pair cannot use",
+            "Choose the pair that suits it (model.pair; see lisa models), or another main network",
+            layout.pipelines,
+        )
+    check_required(layout.required, read_json(index), str(folder))
+
+
+def check_required(names: Sequence[str], components: Mapping[str, Any], source: str) -> None:
+    """Refuse a main network without one of the components ``names``.
+
+    Args:
+        names: of components that must be there.
+        components: entries of a model_index.json, or a pipeline's components.
+        source: where they came from.
+
+    Raises:
+        LisaError: one is missing or null.
+    """
+    missing = [name for name in names if components.get(name) in (None, [None, None])]
+    if missing:
+        raise LisaError(
+            f"{source!r} has no {' and no '.join(missing)}",
+            "Use the complete base model; a refiner, or a folder saved without encoders, cannot be trained on",
+        )
+
+
+def _check_scheduler(layout: Layout, folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    if file.is_file():
+        layout.check_scheduler(read_json(file), str(folder))

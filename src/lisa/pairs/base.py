@@ -1,0 +1,157 @@
+"""Pairs of a main and a side network: the prior and the controlled prediction of one batch, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lisa.mains.base import Context, MainNetwork
+from lisa.sharing import SharedPrefix
+from lisa.sides.base import SideNetwork, SideOptions
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition``.
+
+    The condition is what the side network reads: pixels (B, 3, H, W) in 0..1, or their latents.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    context: Context
+    condition: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``controlled`` with gradient to the side network; ``prior`` without, or None where it was not asked for."""
+
+    controlled: Tensor
+    prior: Tensor | None
+
+
+class Pair:
+    """A main network, a side network, and how the one enters the other.
+
+    Args:
+        spec: the registered kind of pair.
+        main: frozen.
+        side: its ``module`` is trained.
+        share_prior: compute what both passes have in common once, where the pair allows it.
+    """
+
+    def __init__(self, spec: PairSpec, main: MainNetwork, side: SideNetwork, *, share_prior: bool = True) -> None:
+        self.spec, self.main, self.side = spec, main, side
+        shared = main.shared_modules() if share_prior and spec.shares_prefix else []
+        self.shared = SharedPrefix(main.network, shared) if shared else None
+
+    def predict(self, inputs: Inputs, *, need_prior: bool = True) -> Prediction:
+        """The prior first (no gradient, same x_t, t and context), then the controlled pass on what was kept of it."""
+        inputs = self._completed(inputs)
+        if not need_prior:
+            return Prediction(self._control(inputs), None)
+        if self.shared is None:
+            with torch.no_grad():
+                prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
+            return Prediction(self._control(inputs), prior)
+        try:
+            with torch.no_grad(), self.shared.capture():
+                prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
+            return Prediction(self._control(inputs, self.shared.replay()), prior)
+        finally:  # the side network may fail before anything is replayed
+            self.shared.forget()
+
+    def control(self, inputs: Inputs) -> Tensor:
+        """The controlled prediction alone."""
+        return self._control(self._completed(inputs))
+
+    def read_condition(self, pixels: Tensor) -> Tensor:
+        """Pixels of a condition (B, 3, H, W) in 0..1 to what the side network reads."""
+        return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
+
+    def _completed(self, inputs: Inputs) -> Inputs:
+        return replace(inputs, context=self.main.complete(inputs.context, inputs.x_t))
+
+    def _control(self, inputs: Inputs, replay: Any = None) -> Tensor:
+        time = self.main.process.model_time(inputs.t)
+        residuals = self.side.forward(inputs.x_t, time, inputs.context, inputs.condition)
+        with replay if replay is not None else nullcontext():
+            return self.main.forward(inputs.x_t, inputs.t, inputs.context, residuals)
+
+    def pipeline(self, side_module: nn.Module | None = None) -> Any:
+        """The diffusers pipeline around this main network and ``side_module`` (default: ours)."""
+        return self.spec.pipeline(self.main, side_module if side_module is not None else self.side.module)
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """How a pipeline of diffusers names what all of them take.
+
+    Attributes:
+        image: the argument of the condition images.
+        scale: of the weight of the control.
+        guidance: of classifier-free guidance.
+        guidance_offset: added to it, for pipelines in which no guidance is not 1.
+        negative: the prompt of no text, for pipelines that guide only where they are given one.
+        network: of the side network, when the pipeline is made (``from_pretrained(..., controlnet=side)``).
+        more: arguments that are always the same.
+        one_at_a_time: whether pictures of one batch would influence each other, so that each is made alone.
+    """
+
+    image: str = "image"
+    scale: str = "controlnet_conditioning_scale"
+    guidance: str = "guidance_scale"
+    guidance_offset: float = 0.0
+    negative: str | None = None
+    network: str = "controlnet"
+    more: Mapping[str, Any] = field(default_factory=dict)
+    one_at_a_time: bool = False
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A registered kind of pair.
+
+    Attributes:
+        name: what users call it.
+        main_kind: class of the main network, for people.
+        side_kind: class of the side network.
+        load_main: path or Hub name (and options) -> main network.
+        make_side: main network and options -> new side network, a copy of it where that is the custom.
+        load_side: path or Hub name -> side network (warm start).
+        check_fit: refuses a side network of another architecture.
+        pipeline: (main network, side module) -> diffusers pipeline.
+        pipeline_name: its class, for people.
+        predictions: what main networks of the family may predict.
+        shares_prefix: whether the control enters only after ``main.shared_modules()``.
+        shared: what that is, in words; empty where nothing is shared.
+        default_layer: the layer that is aligned unless told otherwise.
+        example: the configuration of a well-known main network (its name, and what ``reference_side`` gives for it).
+        reference_side: the side network of ``example`` without weights (on the meta device), for its layers' shapes.
+        call: how the pipeline is called.
+        verified_by: what has been seen to hold for it, for people.
+    """
+
+    name: str
+    main_kind: str
+    side_kind: str
+    load_main: Callable[..., MainNetwork]
+    make_side: Callable[[MainNetwork, SideOptions], SideNetwork]
+    load_side: Callable[[str], SideNetwork]
+    check_fit: Callable[[MainNetwork, SideNetwork], None]
+    pipeline: Callable[[MainNetwork, nn.Module], Any]
+    pipeline_name: str
+    predictions: tuple[str, ...]
+    shares_prefix: bool
+    shared: str
+    default_layer: str
+    example: str
+    reference_side: Callable[[], SideNetwork]
+    call: PipelineCall = PipelineCall()
+    verified_by: tuple[str, ...] = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)

@@ -1,0 +1,34 @@
+"""``lisa models``: what it lists is what there is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lisa.cli.app import app
+from lisa.cli.models import shorten
+from lisa.pairs import pair_names
+
+
+def test_json_has_what_scripts_rely_on():
+    result = CliRunner().invoke(app, ["models", "--json"])
+    pairs = json.loads(result.stdout)
+    assert [pair["name"] for pair in pairs] == pair_names()
+    keys = {"name", "main", "side", "pipeline", "prediction", "layers", "shared", "verified_by"}
+    assert all(keys <= pair.keys() for pair in pairs)
+    sd = next(pair for pair in pairs if pair["name"] == "sd-controlnet")
+    shapes = [(layer["channels"], layer["stride"]) for layer in sd["layers"]]
+    assert shapes == [(320, 1)] * 3 + [(320, 2), (640, 2), (640, 2), (640, 4)] + [(1280, 4)] * 2 + [(1280, 8)] * 4
+
+
+@pytest.mark.parametrize("arguments", [[], ["sd-controlnet"]])
+def test_table_fits_a_terminal(arguments):
+    result = CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "80"})
+    assert (result.exit_code == 0 and "down.5" in result.stdout) or "down.0-11, mid" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if line.startswith(("│", "┃", "┏"))) <= 80
+
+
+def test_names_are_shortened():
+    assert shorten(["down.0", "down.1", "mid", "block.0"]) == "down.0-1, mid, block.0"

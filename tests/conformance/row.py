@@ -1,0 +1,113 @@
+"""One row of the conformance table, and what every row is built of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lisa.pairs import Inputs, Pair, pair_spec
+from lisa.sides.base import SideOptions
+
+CAPTIONS = ["a cat", "dogs"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair, of one kind of prediction.
+
+    Attributes:
+        pair: its name.
+        prediction: of its main network.
+        folder: writes a tiny main network with random weights, in the layout of the public checkpoint, to a folder.
+        embedder: side module -> the submodule that turns x_t (or the condition) into tokens or a map, whose order is
+            that of the tapped features; None where features are maps made by convolutions.
+        tokens: (what the embedder gives, latent size) -> its tokens (B, N, C) or map, where it gives something else.
+        planted_in: which input of the side network the planted pattern is put in.
+        sizes: of latents (height, width), the second not square; with one token at the deepest level, attention would
+            have no gradient.
+        side: options of a new side network.
+        load: options for ``load_main``.
+        label: tells apart rows of one pair and prediction.
+        init: writes a side network to start from to a folder; None: a new one is made of the main network.
+    """
+
+    pair: str
+    prediction: str
+    folder: Callable[[Path], Path]
+    embedder: Callable[[Any], nn.Module] | None = None
+    tokens: Callable[[Tensor, tuple[int, int]], Tensor] = lambda output, size: output
+    planted_in: str = "x_t"
+    sizes: tuple[tuple[int, int], ...] = ((16, 16), (16, 24))
+    side: SideOptions = field(default_factory=SideOptions)
+    load: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    init: Callable[[Path], Path] | None = None
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, [self.pair, self.prediction, self.label]))
+
+
+_FOLDERS: dict[str, Path] = {}
+
+
+def model_folder(row: Row, root: Path) -> Path:
+    """The row's main network, written once per session."""
+    if str(row) not in _FOLDERS:
+        _FOLDERS[str(row)] = row.folder(root / str(row))
+    return _FOLDERS[str(row)]
+
+
+@cache
+def _main(row_name: str, pair: str, folder: Path, options: tuple[tuple[str, Any], ...]) -> Any:
+    return pair_spec(pair).load_main(str(folder), **dict(options))
+
+
+def make_pair(row: Row, root: Path, *, share_prior: bool = True, randomise: bool = True) -> Pair:
+    """The pair of a row with random zero modules: with zeros, tests of equality pass vacuously."""
+    spec = pair_spec(row.pair)
+    main = copy.deepcopy(_main(str(row), row.pair, model_folder(row, root), tuple(row.load.items())))
+    torch.manual_seed(0)
+    if row.init is None:
+        side = spec.make_side(main, row.side)
+    else:
+        side = spec.load_side(str(row.init(root / f"{row}-side")))
+        spec.check_fit(main, side)
+    side.module.train()
+    if randomise:
+        randomise_zero_modules(side)
+    return Pair(spec, main, side, share_prior=share_prior)
+
+
+def randomise_zero_modules(side: Any, scale: float = 0.2, seed: int = 3) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in side.zero_modules():
+            for parameter in module.parameters():
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def make_inputs(pair: Pair, size: tuple[int, int], seed: int = 0) -> tuple[Inputs, Tensor]:
+    """Random noisy latents, condition and target; captions as the family encodes them."""
+    generator = torch.Generator().manual_seed(seed)
+    main = pair.main
+    shape = (len(CAPTIONS), main.latent_channels, *size)
+    pixels = torch.rand(len(CAPTIONS), 3, *[side * main.latent_factor for side in size], generator=generator)
+    t = main.process.sample_timesteps(torch.rand(len(CAPTIONS), generator=generator).clamp(0.05, 0.95))
+    x_t = torch.randn(shape, generator=generator)
+    inputs = Inputs(x_t, t, main.encode_text(CAPTIONS), pair.read_condition(pixels))
+    return inputs, torch.randn(shape, generator=generator)
+
+
+def to_own_memory(pipeline: Any) -> None:
+    """Weights mapped from a file lie at other addresses, where vectorised sums are added up in another order."""
+    for module in pipeline.components.values():
+        if isinstance(module, nn.Module):
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor.data = tensor.data.clone()

@@ -1,0 +1,28 @@
+"""The table: every pair, with every kind of prediction its main network may have."""
+
+from __future__ import annotations
+
+from conformance import (
+    tiny_flux,
+    tiny_hunyuan,
+    tiny_qwen,
+    tiny_sana,
+    tiny_sd,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_t2i,
+    tiny_zimage,
+)
+from conformance.row import Row
+
+ROWS: list[Row] = [
+    *tiny_sd.ROWS,
+    *tiny_sdxl.ROWS,
+    *tiny_t2i.ROWS,
+    *tiny_hunyuan.ROWS,
+    *tiny_sd3.ROWS,
+    *tiny_flux.ROWS,
+    *tiny_sana.ROWS,
+    *tiny_qwen.ROWS,
+    *tiny_zimage.ROWS,
+]
