@@ -111,11 +111,6 @@ def record_start(
             print(f"note: {note}", file=sys.stderr)
 
 
-def weight_dtype(config: TrainConfig) -> torch.dtype:
-    """What the frozen network is stored in."""
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.train.mixed_precision]
-
-
 def under_autocast(step: Any, accelerator: Accelerator) -> Any:
     """``step``, run in the training's mixed precision."""
 

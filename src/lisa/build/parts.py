@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lisa.build.memory import make_networks
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
@@ -108,15 +109,16 @@ def build_pair(config: TrainConfig) -> Pair:
         LisaError: something cannot be loaded, does not fit, or ``data.size`` is no multiple of what the network needs.
     """
     spec = pair_spec(config.model.pair)
-    main = spec.load_main(
-        model_source(config.model), variant=config.model.variant, config=config.model.single_file_config
-    )
-    check_size(config.data.height_width, main.size_multiple)
-    if config.side.init is None:
-        side = spec.make_side(main, SideOptions(depth=config.side.depth))
-    else:
+
+    def make_side(main: Any) -> Any:
+        check_size(config.data.height_width, main.size_multiple)
+        if config.side.init is None:
+            return spec.make_side(main, SideOptions(depth=config.side.depth))
         side = spec.load_side(config.side.init)
         spec.check_fit(main, side)
+        return side
+
+    main, side = make_networks(config, spec, model_source(config.model), make_side)
     if config.side.gradient_checkpointing:
         _enable_checkpointing(side.module)
         _enable_checkpointing(main.network)

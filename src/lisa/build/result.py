@@ -24,6 +24,7 @@ from lisa.export.card import loading_code, write_card
 from lisa.pairs import Pair
 from lisa.sample.grids import labelled_grid, save_png
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState
@@ -50,11 +51,12 @@ class Results:
     def pictures(self, samples: list[Sample], control_scale: float) -> list[np.ndarray]:
         """One picture per sample; the seed is the sample's number, so arms and scales share their noise."""
         settings = self.config.sample
-        pipeline = self.pair.pipeline()
-        fast_scheduler(pipeline)
         requests = [Request(s.key, s.caption, s.condition, seed) for seed, s in enumerate(samples)]
         sampler = SamplerSettings(settings.steps, settings.guidance, control_scale, settings.batch_size)
-        return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.spec.call)]
+        with without_adapters(self.pair.side.module):  # the network that is given away, to the last bit
+            pipeline = self.pair.pipeline()
+            fast_scheduler(pipeline)
+            return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.spec.call)]
 
     def draw_samples(self, step: int) -> Path:
         """The grid condition | without | with control | truth, for a few held-out samples."""
@@ -122,7 +124,7 @@ class Results:
         if self.accelerator.is_main_process:
             with atomic_dir(self.run_folder.side_network) as folder:
                 self.save_side(folder, state.step)
-            with self.accelerator.autocast():
+            with self.pair.main.encoders(), self.accelerator.autocast():
                 fidelity = self.fidelity()
                 picture = self.picture or self.draw_samples(state.step)  # resumed after its last step: none drawn yet
             summary = {

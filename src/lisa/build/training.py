@@ -15,7 +15,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
-from lisa.build.launch import begin_tracking, record_start, session, under_autocast, weight_dtype
+from lisa.build.launch import begin_tracking, record_start, session, under_autocast
+from lisa.build.memory import check_device, check_memory
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
@@ -23,7 +24,7 @@ from lisa.core.meter import LearningMeter
 from lisa.pairs import Pair
 from lisa.processes.draws import Draws
 from lisa.train import callbacks as cb
-from lisa.train.averaging import averaged_weights
+from lisa.train.averaging import averaged_weights, trained_parameters
 from lisa.train.batches import BatchPlan
 from lisa.train.checkpoint import Checkpoints, Shares, find_checkpoint
 from lisa.train.config import TrainConfig
@@ -60,7 +61,9 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_optimizer(config)
+    check_memory(config)
     with session(config) as accelerator:
+        check_device(config, accelerator.device)
         data = parts.open_data(config.data, config.seed)
         set_seed(config.seed)  # the side network's initial weights, the same in every arm
         pair = parts.build_pair(config)
@@ -70,8 +73,6 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
             run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
         accelerator.wait_for_everyone()
         begin_tracking(accelerator, config)
-        pair.main.to(accelerator.device, weight_dtype(config))
-        pair.side.module.to(accelerator.device).train()
         built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
         if checkpoint is not None:
             built.checkpoints.load(checkpoint)
@@ -199,7 +200,7 @@ def _callbacks(
 
     def draw(step: int) -> None:
         if accelerator.is_main_process:
-            with final_weights(), accelerator.autocast():
+            with final_weights(), pair.main.encoders(), accelerator.autocast():
                 results.draw_samples(step)
         accelerator.wait_for_everyone()
 
@@ -208,7 +209,7 @@ def _callbacks(
         return "  ".join(figures)
 
     return [
-        *([cb.MovingAverage(ema, pair.side.module.parameters)] if ema is not None else []),
+        *([cb.MovingAverage(ema, partial(trained_parameters, pair.side.module))] if ema is not None else []),
         cb.Every(log.held_out_every, read_held_out, at_start=True),
         events,
         cb.Every(log.samples_every, draw),
@@ -220,11 +221,17 @@ def _callbacks(
 def _encode(
     config: TrainConfig, accelerator: Accelerator, pair: Pair, data: parts.DataParts
 ) -> tuple[EncodedData, EncodedData]:
-    """The main process fills the cache, the others read it."""
+    """The main process fills the cache, the others read it; the networks join the encoders, or follow them."""
+    device = accelerator.device
+    pair.main.to(device, only="encoders")
     with accelerator.main_process_first():
         cache, cached, reads = parts.cache_folder(config), config.data.cache, pair.side.reads
         train = EncodedData(data.train, pair.main, data.transform, cache, cached, reads)
-        return train, EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached, reads)
+        held_out = EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached, reads)
+    pair.main.offload_encoders(config.model.offload_encoders)
+    pair.main.to(device, only="network")
+    pair.side.module.to(device).train()
+    return train, held_out
 
 
 def _plan(config: TrainConfig, accelerator: Accelerator, count: int) -> BatchPlan:
@@ -249,7 +256,7 @@ def _moving_average(config: TrainConfig, pair: Pair) -> tuple[Any, Any]:
     from diffusers.training_utils import EMAModel
 
     module = pair.side.module
-    ema = None if config.train.ema is None else EMAModel(module.parameters(), decay=config.train.ema)
+    ema = None if config.train.ema is None else EMAModel(trained_parameters(module), decay=config.train.ema)
     return ema, partial(averaged_weights, module, ema)
 
 

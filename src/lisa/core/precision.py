@@ -14,5 +14,6 @@ def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
     """
     if torch.is_autocast_enabled(tensor.device.type) or not tensor.is_floating_point():
         return tensor
-    parameter = next(network.parameters(), tensor)
+    # Quantised layers hold their weights as whole numbers.
+    parameter = next((each for each in network.parameters() if each.is_floating_point()), tensor)
     return tensor.to(parameter.dtype)

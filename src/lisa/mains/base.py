@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +18,9 @@ Context = Mapping[str, Tensor]
 class MainNetwork(Protocol):
     """A frozen, pretrained denoiser with its encoders.
 
-    ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`drop_encoders`) once what they give is
-    cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled: maps
-    in every family, whatever the network packs them into.
+    ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`offload_encoders`) once what they give
+    is cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled:
+    maps in every family, whatever the network packs them into.
     """
 
     family: str
@@ -61,10 +62,16 @@ class MainNetwork(Protocol):
         """The modules that encode ``"image"`` or ``"text"``: what they give is cached under a hash of their weights."""
 
     def drop_encoders(self) -> None:
-        """Free text encoders and VAE encoder; encoding afterwards is an error that says so."""
+        """Free text encoders and VAE; encoding afterwards is an error that says so."""
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the network (to ``dtype``) and the encoders."""
+    def offload_encoders(self, to: str) -> None:
+        """Text encoders and VAE off the accelerator (``cpu``) or out of memory (``disk``); ``none``: nothing."""
+
+    def encoders(self) -> AbstractContextManager[None]:
+        """Inside, offloaded encoders are back, to sample; may be nested."""
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None, *, only: str | None = None) -> None:
+        """Move (and cast) network and encoders, or ``only`` the ``network`` or the ``encoders``."""
 
 
 def latents_from_moments(moments: Tensor, noise: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lisa.mains.flow import (
     check_vae,
     flow_process,
 )
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
 # What dev is sampled at by custom, and what diffusers' own example trains ControlNets at.
@@ -101,8 +101,8 @@ class FluxMain(PipelineMain):
         return [*embedders, network.transformer_blocks[0]]
 
 
-def load_flux(source: str, *, variant: str | None = None, config: str | None = None) -> FluxMain:
-    """Load a Flux.1 model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_flux(source: str, **options: Any) -> FluxMain:
+    """Load a Flux.1 model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Flux.1 model that can be trained on.
@@ -121,4 +121,4 @@ def load_flux(source: str, *, variant: str | None = None, config: str | None = N
         options={"image_encoder": None, "feature_extractor": None},
         optional=FluxMain.components[1:5],  # none may be missing; the class says so in clear words
     )
-    return FluxMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return FluxMain.load(layout, source, **options)

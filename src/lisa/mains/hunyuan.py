@@ -13,7 +13,7 @@ from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.mains.codec import KLCodec
 from lisa.mains.flow import check_encoders
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 from lisa.mains.stable_diffusion import check_prediction
 from lisa.processes.ddpm import DDPMProcess
@@ -111,8 +111,8 @@ class HunyuanMain(PipelineMain):
         return torch.stack(cos_sin)
 
 
-def load_hunyuan(source: str, *, variant: str | None = None, config: str | None = None) -> HunyuanMain:
-    """Load a HunyuanDiT model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_hunyuan(source: str, **options: Any) -> HunyuanMain:
+    """Load a HunyuanDiT model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a HunyuanDiT model that can be trained on.
@@ -124,7 +124,7 @@ def load_hunyuan(source: str, *, variant: str | None = None, config: str | None 
         options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
         optional=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     )
-    return HunyuanMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return HunyuanMain.load(layout, source, **options)
 
 
 def _check_pipeline(pipeline: Any, source: str) -> None:

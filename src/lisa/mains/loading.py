@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from lisa.common.errors import LisaError
 from lisa.common.model_folders import SINGLE_FILES, first_line, is_hub_name, read_json, weight_variant
+from lisa.mains.weights import FLOAT32, Weights
 
 #: Refuses a scheduler's configuration: (configuration, source).
 SchedulerCheck = Callable[[Mapping[str, Any], str], None]
@@ -35,7 +40,15 @@ class Layout:
     required: tuple[str, ...] = ()
 
 
-def load_pipeline(layout: Layout, source: str, *, variant: str | None = None, config: str | None = None) -> Any:
+def load_pipeline(
+    layout: Layout,
+    source: str,
+    *,
+    variant: str | None = None,
+    config: str | None = None,
+    weights: Weights = FLOAT32,
+    network: bool = True,
+) -> Any:
     """Load a family's plain pipeline.
 
     Args:
@@ -43,20 +56,25 @@ def load_pipeline(layout: Layout, source: str, *, variant: str | None = None, co
         source: a folder with ``model_index.json``, a Hub name (``owner/model``), or a ``.safetensors``/``.ckpt`` file.
         variant: file variant such as ``fp16`` (found by itself in a folder that has no other).
         config: for single files: a folder (or Hub name) in diffusers' layout that tells the architecture.
+        weights: what they are read into. A single file's are cast after they have been read.
+        network: False: without the main network; its place is None.
 
     Raises:
         LisaError: nothing is there, it is of another family, or it cannot be loaded.
     """
     path = Path(source)
-    single = path.suffix in SINGLE_FILES and not path.is_dir()
+    single = is_single_file(source)
     options: dict[str, Any] = dict(layout.options)
     if single:
         _check_file(layout, path, config)
     else:
         variant = _check_folder(layout, path, source, variant)
-        options |= _not_there(layout, path)
+        options |= _not_there(layout, path) | weights.options(layout.network)
+        options |= {} if network else {layout.network: None, "quantization_config": None}
     try:
-        return _from_file(layout, source, config, options) if single else _from_folder(layout, source, variant, options)
+        if single:
+            return _from_file(layout, source, config, options, weights)
+        return _from_folder(layout, source, variant, options)
     except Exception as error:  # diffusers, transformers and the Hub raise many kinds; all mean: this cannot be loaded
         raise LisaError(
             f"the main network {source!r} cannot be loaded: {first_line(error)}",
@@ -71,14 +89,27 @@ def _pipeline_class(layout: Layout) -> Any:
     return getattr(diffusers, layout.pipelines[0])
 
 
+def is_single_file(source: str) -> bool:
+    """Whether ``source`` names a single-file checkpoint."""
+    return Path(source).suffix in SINGLE_FILES and not Path(source).is_dir()
+
+
 def _from_folder(layout: Layout, source: str, variant: str | None, options: dict[str, Any]) -> Any:
-    return _pipeline_class(layout).from_pretrained(source, variant=variant, **options)
+    with warnings.catch_warnings():
+        # Every diffusers from 0.36 on knows torch_dtype; the newest announce that it will be called dtype.
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
+        return _pipeline_class(layout).from_pretrained(source, variant=variant, **options)
 
 
-def _from_file(layout: Layout, source: str, config: str | None, options: dict[str, Any]) -> Any:
+def _from_file(layout: Layout, source: str, config: str | None, options: dict[str, Any], weights: Weights) -> Any:
+    """All parts of a single file are read into one type by diffusers, and the VAE's is another."""
     if config is not None:
         options = {**options, "config": config, "local_files_only": Path(config).is_dir()}
-    return _pipeline_class(layout).from_single_file(source, **options)
+    pipeline = _pipeline_class(layout).from_single_file(source, **options)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            nn.Module.to(part, torch.float32 if name == "vae" else weights.dtype)
+    return pipeline
 
 
 def _not_there(layout: Layout, path: Path) -> dict[str, None]:

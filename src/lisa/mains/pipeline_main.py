@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.mains.base import Context
 from lisa.mains.codec import Codec
+from lisa.mains.loading import Layout, is_single_file, load_pipeline
+from lisa.mains.weights import FLOAT32, Weights, is_quantized
 from lisa.processes.base import ForwardProcess
 
 
@@ -21,7 +25,7 @@ class PipelineMain:
     where its pipelines do not encode the empty caption for the unconditional pass.
 
     Args:
-        pipeline: of diffusers; its networks are frozen, put into eval mode and, but for the main one, into float32.
+        pipeline: of diffusers; its networks are frozen and put into eval mode, and keep the type they are in.
         source: where it came from.
         process: the forward process its scheduler tells.
         codec: of its autoencoder.
@@ -40,11 +44,28 @@ class PipelineMain:
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self.latent_channels, self.latent_factor = codec.channels, codec.factor
         self.size_multiple = codec.factor * self.patch
-        self.network.requires_grad_(False).eval().float()
-        for name in ("vae", *self.text_encoders):
-            module = getattr(pipeline, name)
-            if module is not None:
-                module.requires_grad_(False).eval().float()
+        self._read_again: Callable[[], Any] | None = None
+        self._offloaded, self._home = "none", torch.device("cpu")
+        self._dropped: dict[str, bool] = {}  # whether there was one
+        self.network.requires_grad_(False).eval()
+        self._freeze_encoders()
+
+    @classmethod
+    def load(
+        cls,
+        layout: Layout,
+        source: str,
+        *,
+        variant: str | None = None,
+        config: str | None = None,
+        weights: Weights = FLOAT32,
+    ) -> Self:
+        """Read a main network of this family; see :func:`lisa.mains.loading.load_pipeline`."""
+        read = partial(load_pipeline, layout, source, variant=variant, config=config, weights=weights)
+        main = cls(read(), source)
+        if not is_single_file(source):
+            main._read_again = partial(read, network=False)
+        return main
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The family's."""
@@ -93,9 +114,62 @@ class PipelineMain:
 
     def drop_encoders(self) -> None:
         """Free the text encoders and the VAE."""
-        self._dropped = {name: getattr(self.pipeline, name) is not None for name in ("vae", *self.text_encoders)}
-        for name in self._dropped:
+        for name in ("vae", *self.text_encoders):
+            self._dropped[name] = self._dropped.get(name, False) or getattr(self.pipeline, name) is not None
             setattr(self.pipeline, name, None)
+
+    def offload_encoders(self, to: str) -> None:
+        """Move the text encoders and the VAE off the accelerator (``cpu``), or let go of them (``disk``).
+
+        Nothing can be encoded or decoded then but inside :meth:`encoders`. ``none`` leaves them where they are.
+
+        Raises:
+            LisaError: ``disk``, and they cannot be read again (a single file, a pipeline made in memory).
+        """
+        if to == "none":
+            return
+        if to == "disk" and self._read_again is None:
+            raise LisaError(
+                f"the encoders of {self.source!r} cannot be read again by themselves",
+                "Set model.offload_encoders=cpu, or use the model's folder in diffusers' layout",
+            )
+        from diffusers.training_utils import free_memory
+
+        if self._offloaded == "none":
+            self._home = self.pipeline.vae.device
+        self._offloaded = to
+        if to == "disk":
+            self.drop_encoders()
+        else:
+            self.to(torch.device("cpu"), only="encoders")
+        free_memory()
+
+    @contextmanager
+    def encoders(self) -> Iterator[None]:
+        """Inside, encoders that were offloaded are back; once it is over they are offloaded again. May be nested."""
+        to = self._offloaded
+        try:
+            if to == "disk":
+                self._read_encoders()
+            if to != "none":
+                self.to(self._home, only="encoders")
+                self._offloaded = "none"
+            yield
+        finally:
+            self.offload_encoders(to)
+
+    def _read_encoders(self) -> None:
+        assert self._read_again is not None
+        pipeline = self._read_again()
+        for name in ("vae", *self.text_encoders):
+            setattr(self.pipeline, name, getattr(pipeline, name))
+        self._dropped = {}
+        self._freeze_encoders()
+
+    def _freeze_encoders(self) -> None:
+        for part in ("image", "text"):
+            for module in self.encoder_modules(part):
+                module.requires_grad_(False).eval()
 
     def component(self, name: str, *, optional: bool = False) -> Any:
         """A component of the pipeline.
@@ -104,15 +178,15 @@ class PipelineMain:
             LisaError: it was dropped from memory, or it is not there and not ``optional``.
         """
         module = getattr(self.pipeline, name)
-        dropped: Mapping[str, bool] = getattr(self, "_dropped", {})
-        if module is None and (dropped.get(name, False) or not optional):
+        if module is None and (self._dropped.get(name, False) or not optional):
             raise LisaError(f"the {name} was dropped from memory", "Load the main network again")
         return module
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """The VAE stays in float32: SD's overflows in float16 and its latents are worth the precision."""
-        types = {self.network_name: dtype, **dict.fromkeys(self.text_encoders, dtype), "vae": torch.float32}
-        for name, kind in types.items():
+    def to(self, device: torch.device, dtype: torch.dtype | None = None, *, only: str | None = None) -> None:
+        """The VAE stays in float32, and quantised weights where and what they are (see ``lisa.mains.weights``)."""
+        names = {"network": [self.network_name], "encoders": ["vae", *self.text_encoders]}
+        for name in names[only] if only is not None else [*names["network"], *names["encoders"]]:
             module = getattr(self.pipeline, name)
-            if module is not None:
+            if module is not None and not is_quantized(module):
+                kind = dtype if name != "vae" or dtype is None else torch.float32
                 nn.Module.to(module, device, kind)  # diffusers' own to() warns about nothing with every cast

@@ -15,7 +15,7 @@ from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.mains.codec import QwenImageCodec
 from lisa.mains.flow import check_encoders, check_flow, check_scheduler_in_memory, flow_process
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
 #: Tokens of text that the pipelines keep; contexts are padded to it, so that they can be batched and cached.
@@ -89,8 +89,8 @@ class QwenImageMain(PipelineMain):
         return [*embedders, network.transformer_blocks[0]]
 
 
-def load_qwen_image(source: str, *, variant: str | None = None, config: str | None = None) -> QwenImageMain:
-    """Load a Qwen-Image model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_qwen_image(source: str, **options: Any) -> QwenImageMain:
+    """Load a Qwen-Image model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Qwen-Image model that can be trained on.
@@ -106,7 +106,7 @@ def load_qwen_image(source: str, *, variant: str | None = None, config: str | No
         check_scheduler=check_flow,
         optional=("text_encoder", "tokenizer"),
     )
-    return QwenImageMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return QwenImageMain.load(layout, source, **options)
 
 
 def _check_pipeline(pipeline: Any, source: str) -> None:

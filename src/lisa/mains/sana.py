@@ -14,7 +14,7 @@ from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.mains.codec import DCCodec
 from lisa.mains.flow import check_encoders, check_flow, flow_process
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
 # Settings of the transformer that the ControlNet or its pipeline cannot follow, and what they must be.
@@ -86,8 +86,8 @@ class SanaMain(PipelineMain):
         return [*embeddings, *network.transformer_blocks[:2]]
 
 
-def load_sana(source: str, *, variant: str | None = None, config: str | None = None) -> SanaMain:
-    """Load a Sana model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_sana(source: str, **options: Any) -> SanaMain:
+    """Load a Sana model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Sana model that can be trained on.
@@ -98,7 +98,7 @@ def load_sana(source: str, *, variant: str | None = None, config: str | None = N
         check_scheduler=check_sana_scheduler,
         optional=("text_encoder", "tokenizer"),
     )
-    return SanaMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return SanaMain.load(layout, source, **options)
 
 
 def check_sana_scheduler(scheduler: Mapping[str, Any], source: str) -> None:

@@ -20,7 +20,7 @@ from lisa.mains.flow import (
     check_vae,
     flow_process,
 )
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
 
@@ -107,8 +107,8 @@ class StableDiffusion3Main(PipelineMain):
         return [network.pos_embed, network.time_text_embed, network.context_embedder, network.transformer_blocks[0]]
 
 
-def load_sd3(source: str, *, variant: str | None = None, config: str | None = None) -> StableDiffusion3Main:
-    """Load a Stable Diffusion 3 or 3.5 model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_sd3(source: str, **options: Any) -> StableDiffusion3Main:
+    """Load a Stable Diffusion 3 or 3.5 model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Stable Diffusion 3 model that can be trained on.
@@ -127,7 +127,7 @@ def load_sd3(source: str, *, variant: str | None = None, config: str | None = No
         options={"image_encoder": None, "feature_extractor": None},
         optional=StableDiffusion3Main.components[1:7],  # which of them may be missing, the class says in clear words
     )
-    return StableDiffusion3Main(load_pipeline(layout, source, variant=variant, config=config), source)
+    return StableDiffusion3Main.load(layout, source, **options)
 
 
 def _check_scheduler(scheduler: Mapping[str, Any], source: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.mains.base import Context
 from lisa.mains.codec import KLCodec
-from lisa.mains.loading import Layout, check_required, load_pipeline
+from lisa.mains.loading import Layout, check_required
 from lisa.mains.pipeline_main import PipelineMain
 from lisa.mains.stable_diffusion import check_pipeline, check_prediction, unet_encoder, unet_forward
 from lisa.processes.ddpm import DDPMProcess
@@ -78,8 +78,8 @@ class SDXLMain(PipelineMain):
         return {**super().pipeline_components(), "force_zeros_for_empty_prompt": zeros}
 
 
-def load_sdxl(source: str, *, variant: str | None = None, config: str | None = None) -> SDXLMain:
-    """Load a Stable Diffusion XL base model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_sdxl(source: str, **options: Any) -> SDXLMain:
+    """Load a Stable Diffusion XL base model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not an SDXL base model that can be trained on.
@@ -98,7 +98,7 @@ def load_sdxl(source: str, *, variant: str | None = None, config: str | None = N
         options={"feature_extractor": None, "image_encoder": None},
         required=_ENCODERS,
     )
-    return SDXLMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return SDXLMain.load(layout, source, **options)
 
 
 def _check_pipeline(pipeline: Any, source: str) -> None:

@@ -12,7 +12,7 @@ from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.mains.codec import KLCodec
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess
 
@@ -88,8 +88,8 @@ def unet_encoder(network: Any) -> list[nn.Module]:
     return [block for block in blocks if block is not None]
 
 
-def load_stable_diffusion(source: str, *, variant: str | None = None, config: str | None = None) -> StableDiffusionMain:
-    """Load a Stable Diffusion 1.x or 2.x model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_stable_diffusion(source: str, **options: Any) -> StableDiffusionMain:
+    """Load a Stable Diffusion 1.x or 2.x model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Stable Diffusion 1.x/2.x model that can be trained on.
@@ -111,7 +111,7 @@ def load_stable_diffusion(source: str, *, variant: str | None = None, config: st
             "requires_safety_checker": False,
         },
     )
-    return StableDiffusionMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return StableDiffusionMain.load(layout, source, **options)
 
 
 def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:

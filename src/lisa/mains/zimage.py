@@ -21,7 +21,7 @@ from lisa.mains.flow import (
     check_vae,
     flow_process,
 )
-from lisa.mains.loading import Layout, load_pipeline
+from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
 #: Tokens of text that the pipelines keep; contexts are padded to it, so that they can be batched and cached.
@@ -79,8 +79,8 @@ class ZImageMain(PipelineMain):
         return [*embedders, *network.noise_refiner, *network.context_refiner, network.layers[0]]
 
 
-def load_zimage(source: str, *, variant: str | None = None, config: str | None = None) -> ZImageMain:
-    """Load a Z-Image model; see :func:`lisa.mains.loading.load_pipeline`.
+def load_zimage(source: str, **options: Any) -> ZImageMain:
+    """Load a Z-Image model; ``options``: see :meth:`~lisa.mains.pipeline_main.PipelineMain.load`.
 
     Raises:
         LisaError: nothing is there, or it is not a Z-Image model that can be trained on.
@@ -91,7 +91,7 @@ def load_zimage(source: str, *, variant: str | None = None, config: str | None =
         check_scheduler=check_flow,
         optional=("text_encoder", "tokenizer"),
     )
-    return ZImageMain(load_pipeline(layout, source, variant=variant, config=config), source)
+    return ZImageMain.load(layout, source, **options)
 
 
 def _check_pipeline(pipeline: Any, source: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 from lisa.sides.loading import load_module
+from lisa.sides.low_rank import without_adapters
 
 #: What text became (``lisa.mains.base.Context``): named tensors, batch first.
 Context = Mapping[str, Tensor]
@@ -56,6 +57,7 @@ class SideNetwork(Protocol):
     reads: str  # "pixels" (B, 3, H, W) in 0..1, or "latents" as the main network's ``encode_condition`` makes them
     tap: str  # where features are caught: the "input" or the "output" of a layer's module
     sees_x_t: bool  # if not, the decoder is given the noisy latent beside the feature
+    lora_targets: tuple[str, ...]  # ends of the names of layers that adapters are put on; none: it is no copy
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """Residuals for the main network. ``t`` is what the network's timestep argument takes; ``condition``: what
@@ -68,8 +70,11 @@ class SideNetwork(Protocol):
     def zero_modules(self) -> list[nn.Module]:
         """The zero-initialised modules at the way out, which may get a learning rate of their own."""
 
+    def new_parameters(self) -> list[nn.Parameter]:
+        """What a copy does not have from the main network: beside low-rank adapters, it is trained in full."""
+
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder (config.json and safetensors)."""
+        """Write a diffusers folder (config.json and safetensors), with adapters merged in."""
 
 
 class DiffusersSide:
@@ -83,6 +88,7 @@ class DiffusersSide:
     reads = "pixels"
     tap = "input"
     sees_x_t = True
+    lora_targets: tuple[str, ...] = ()
 
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
@@ -93,6 +99,15 @@ class DiffusersSide:
         """An existing side network of this kind; see :func:`lisa.sides.loading.load_module`."""
         return cls(load_module(cls.kind, source).float())
 
+    def zero_modules(self) -> list[nn.Module]:
+        """The family's."""
+        raise NotImplementedError
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Those of the zero modules, one of which reads the condition's latent in most families."""
+        return [parameter for module in self.zero_modules() for parameter in module.parameters()]
+
     def save(self, folder: Path) -> None:
         """Write a diffusers folder."""
-        self.module.save_pretrained(folder)
+        with without_adapters(self.module):
+            self.module.save_pretrained(folder)

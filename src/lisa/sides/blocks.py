@@ -11,6 +11,12 @@ from torch import nn
 from lisa.common.errors import LisaError
 from lisa.sides.base import SideOptions
 
+#: Attention and feed-forward layers of blocks that carry image and text tokens side by side.
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
+
 #: (blocks of the side network, blocks of the main network) -> numbers of the side's blocks that the main one takes up
 Entered = Callable[[int, int], set[int]]
 

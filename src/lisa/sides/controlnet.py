@@ -16,12 +16,18 @@ from lisa.sides.layers import layer_names
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
 # What SDXL's networks are given beside the text: pooled text and picture sizes.
 _ADDED = ("text_embeds", "time_ids")
+# Attention, feed-forward and residual blocks: most of a UNet's encoder that is not embeddings.
+_LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut"),
+)
 
 
 class ControlNetSide(DiffusersSide):
     """See :class:`lisa.sides.base.SideNetwork`."""
 
     kind = "ControlNetModel"
+    lora_targets = _LORA_TARGETS
 
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetSide:
@@ -81,6 +87,10 @@ class ControlNetSide(DiffusersSide):
         """The 1x1 convolutions at the way out (and the last of the condition embedding, which starts at zero too)."""
         module = self.module
         return [*module.controlnet_down_blocks, module.controlnet_mid_block, module.controlnet_cond_embedding.conv_out]
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Those of the convolutions at the way out, and of the whole condition embedding."""
+        return [parameter for name, parameter in self.module.named_parameters() if name.startswith("controlnet_")]
 
 
 def embedding_channels(latent_factor: int) -> tuple[int, ...]:

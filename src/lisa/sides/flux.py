@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lisa.core.packing import pack
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
-from lisa.sides.blocks import choose_depth, freeze_text_end, freeze_unused, lent_config
+from lisa.sides.blocks import LORA_TARGETS, choose_depth, freeze_text_end, freeze_unused, lent_config
 from lisa.sides.layers import layer_names
 
 _DEPTH = 4  # double blocks; diffusers' own custom
@@ -28,6 +28,7 @@ class FluxControlNetSide(DiffusersSide):
 
     kind = "FluxControlNetModel"
     reads = "latents"
+    lora_targets = (*LORA_TARGETS, "proj_mlp", "proj_out")  # single blocks have one feed-forward layer, then one more
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)

@@ -18,6 +18,7 @@ class HunyuanControlNetSide(DiffusersSide):
 
     kind = "HunyuanDiT2DControlNetModel"
     reads = "latents"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     @classmethod
     def from_main(cls, network: nn.Module) -> HunyuanControlNetSide:

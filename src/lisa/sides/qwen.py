@@ -23,6 +23,10 @@ class QwenImageControlNetSide(DiffusersSide):
 
     kind = "QwenImageControlNetModel"
     reads = "latents"
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+    )
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)

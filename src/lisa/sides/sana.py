@@ -20,6 +20,7 @@ class SanaControlNetSide(DiffusersSide):
 
     kind = "SanaControlNetModel"
     reads = "latents"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.conv_inverted", "ff.conv_point")
 
     @classmethod
     def from_main(cls, network: Any, depth: int | None = None) -> SanaControlNetSide:

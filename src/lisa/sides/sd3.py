@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
-from lisa.sides.blocks import choose_depth, freeze_text_end, freeze_unused, lent_config
+from lisa.sides.blocks import LORA_TARGETS, choose_depth, freeze_text_end, freeze_unused, lent_config
 from lisa.sides.layers import layer_names
 
 
@@ -29,6 +29,7 @@ class SD3ControlNetSide(DiffusersSide):
 
     kind = "SD3ControlNetModel"
     reads = "latents"
+    lora_targets = LORA_TARGETS
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)

@@ -89,6 +89,10 @@ class ControlNetUnionSide(ControlNetSide):
         """Also the projection by which the transformer over conditions enters."""
         return [*super().zero_modules(), self.module.spatial_ch_projs]
 
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Also those of the transformer over conditions and the embeddings of their kinds."""
+        return [parameter for name, parameter in self.module.named_parameters() if name.split(".")[0] in _NEW]
+
 
 @contextmanager
 def _samples_apart(module: Any, batch: int) -> Iterator[None]:

@@ -37,6 +37,10 @@ class ZImageControlNetSide(DiffusersSide):
 
     kind = "ZImageControlNetModel"
     reads = "latents"
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    )
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)

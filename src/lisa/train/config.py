@@ -13,6 +13,8 @@ from lisa.train.settings import Settings
 
 Positive = Annotated[int, Field(ge=1)]
 CacheItem = Literal["latents", "text", "conditions"]
+# What train.mixed_precision computes in.
+_COMPUTED_IN = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -36,6 +38,17 @@ class ModelSettings(Settings):
         None, description="For single-file checkpoints: a diffusers folder that tells the architecture."
     )
     share_prior: bool = Field(True, description="Compute what prior and controlled pass have in common once.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type in which network and text encoders are read and kept; empty: train.mixed_precision's."
+    )
+    quantize: Literal["none", "int8", "nf4"] = Field(
+        "none", description="Network in 8 or 4 bits; needs the extra 'bnb', CUDA, and train.mixed_precision."
+    )
+    offload_encoders: Literal["none", "cpu", "disk"] = Field(
+        "none",
+        description="Text encoders and VAE, once all they give is cached: kept, moved to the CPU, or let go and read "
+        "again (disk); they come back to sample.",
+    )
 
     @field_validator("pair")
     @classmethod
@@ -52,7 +65,21 @@ class SideSettings(Settings):
     depth: int | None = Field(
         None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
     )
+    lora_rank: int | None = Field(
+        None, ge=1, description="Freeze the copy and train adapters (LoRA) of this rank on it; empty: train it in full."
+    )
+    lora_alpha: float | None = Field(None, gt=0, description="Adapters are scaled by alpha / rank; empty: by 1.")
+    lora_targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Ends of the names of adapted layers, such as to_q; empty: the family's custom."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+    @model_validator(mode="after")
+    def _low_rank(self) -> SideSettings:
+        given = [name for name in ("lora_alpha", "lora_targets") if getattr(self, name) is not None]
+        if given and self.lora_rank is None:
+            raise ValueError(f"{' and '.join(given)} without lora_rank would do nothing; set side.lora_rank too")
+        return self
 
 
 class DataSettings(Settings):
@@ -136,7 +163,7 @@ class TrainSettings(Settings):
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm, of side network and decoder apart.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast; the frozen network is cast.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast.")
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential average of the side network.")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
     max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")
@@ -186,4 +213,35 @@ class TrainConfig(Settings):
     def _one_of_both(self) -> TrainConfig:
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        return self
+
+    @property
+    def main_dtype(self) -> str:
+        """The type that the main network and its text encoders are read and kept in."""
+        return self.model.dtype or _COMPUTED_IN[self.train.mixed_precision]
+
+    @model_validator(mode="after")
+    def _precision(self) -> TrainConfig:
+        """One rule: the frozen network is in float32, or in the type that mixed precision computes in."""
+        computed = _COMPUTED_IN[self.train.mixed_precision]
+        if self.main_dtype not in ("float32", computed):
+            raise ValueError(
+                f"model.dtype is {self.main_dtype}, but train.mixed_precision={self.train.mixed_precision} computes in "
+                f"{computed}; leave model.dtype empty, or choose the mixed precision of that type"
+            )
+        if self.model.quantize != "none" and self.main_dtype == "float32":
+            raise ValueError(
+                f"model.quantize={self.model.quantize} needs a 16-bit type to compute in; set "
+                "train.mixed_precision=bf16 and leave model.dtype empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_cached(self) -> TrainConfig:
+        missing = [name for name in ("latents", "text") if name not in self.data.cache]
+        if self.model.offload_encoders != "none" and missing:
+            raise ValueError(
+                f"model.offload_encoders={self.model.offload_encoders} needs {' and '.join(missing)} in data.cache, "
+                "or the encoders would be wanted at every step"
+            )
         return self
