@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 import lisa
 import runs
 from conformance import tiny_flux
-from lisa.build import memory, parts
+from lisa.build import memory, parts, result
 from lisa.common.errors import LisaError
+from lisa.sides.low_rank import is_adapted
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 from lisa.train.step import ControlStep
@@ -39,12 +40,21 @@ LOW = {
 def test_a_low_rank_training_interrupted_equals_uninterrupted(sd_small, tmp_path, monkeypatch):
     """And what it gives away is the main network's copy plus something of that rank."""
     whole, stopped = tmp_path / "whole", tmp_path / "parts"
+    sampled = []
+    sample = result.sample_pictures
+
+    def sampling(pipeline, *args):
+        sampled.append(any(is_adapted(layer) for layer in pipeline.controlnet.modules()))
+        return sample(pipeline, *args)
+
+    monkeypatch.setattr(result, "sample_pictures", sampling)
     lisa.train(runs.settings(whole, sd_small, **LOW), quiet=True)
     with monkeypatch.context() as patch:
         runs.signal_at(patch, 3)
         assert lisa.train(runs.settings(stopped, sd_small, **LOW, resume="latest"), quiet=True) is None
     assert lisa.train(runs.settings(stopped, sd_small, **LOW, resume="latest"), quiet=True)["steps"] == 4
     runs.assert_same(whole, stopped)
+    assert sampled and not any(sampled), "pictures are of what is given away"
     names = [file.name for file in sorted((whole / "samples").glob("*.png"))]
     assert names and all((whole / "samples" / n).read_bytes() == (stopped / "samples" / n).read_bytes() for n in names)
 
