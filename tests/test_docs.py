@@ -26,10 +26,10 @@ SMALL = [
 ]
 
 
-def commands() -> list[list[str]]:
-    """The lines of the README's blocks that name no language."""
+def commands(text: str = README) -> list[list[str]]:
+    """The lines of a page's blocks that name no language."""
     found, block = [], None
-    for line in README.splitlines():
+    for line in text.splitlines():
         if line.startswith("```"):
             block = line.strip("`") if block is None else None
         elif block == "" and line.strip() and not line.startswith("make "):
@@ -52,7 +52,11 @@ def test_every_command_of_the_readme_runs(tmp_path):
     assert len(commands()) >= 8
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
-    for command in commands():
+    pages = [
+        README,
+        (ROOT / "docs" / "export.md").read_text(encoding="utf-8"),
+    ]  # in this order: one uses the other's run
+    for command in [command for page in pages for command in commands(page)]:
         argv = [sys.executable, "-c", "from lisa.cli import main; main()", *small(command)[1:]]
         done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"

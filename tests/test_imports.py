@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "pairs": {"common", "core", "processes", "mains", "sides", "sharing"},
     "train": {"common", "core", "processes", "data", "pairs"},
     "sample": {"common", "core", "data", "pairs"},
-    "export": {"common", "core", "data", "pairs"},
+    "export": {"common", "core", "data", "pairs", "zoo"},
     "evaluate": {"common", "core", "data", "pairs"},
     "analyse": {"common", "core", "data", "pairs"},
     "build": {*NETWORKS, "data", "zoo", "train", "sample", "export", "evaluate", "analyse"},
@@ -49,7 +49,8 @@ ONLY = {
     "typer": {"cli"},
     "pydantic": {"train"},
     "omegaconf": {"train"},
-    "torch": {"core", "processes", "mains", "sides", "sharing", "pairs", "train", "sample", "build"},
+    "torch": {"core", "processes", "mains", "sides", "sharing", "pairs", "train", "sample", "export", "build"},
+    "matplotlib": {"export"},
 }
 
 

@@ -1,24 +1,172 @@
-"""The card of a side network, and the lines that load it."""
+"""The card of a side network: what it says, what it shows, and that the lines in it load and use the network."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
-from lisa.export.card import loading_code, write_card
+from conformance import row as rows
+from conformance.table import ROWS
+from lisa.build.card import write_run_card
+from lisa.build.export import ExportOptions, export
+from lisa.build.generation import read_run
+from lisa.build.result import Results
+from lisa.common.runfolder import RunFolder
+from lisa.export.card import loading_code
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.train.config import TrainConfig
+from lisa.train.settings import check_settings
 
 
-@pytest.mark.parametrize(("ema", "expected"), [(None, "the raw weights of the last step"), (0.99, "(decay 0.99)")])
-def test_the_card_says_what_the_weights_are(tmp_path, ema, expected):
-    write_card(tmp_path, {"steps": 7, "condition": "edges"}, loader="import this", ema=ema)
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: diffusers\n")
-    assert expected in text and "| steps | 7 |\n| condition | edges |" in text and "```python\nimport this\n```" in text
+@pytest.fixture(scope="module")
+def card(finished_run):
+    return (finished_run / "side_network" / "README.md").read_text()
 
 
-def test_the_lines_that_load_it_do(finished_run):
-    """They are run as they stand: the pipeline they make gives a picture."""
+def front_matter(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def rewritten(run, folder, summary_changes=None, **changes):
+    """The card of a finished run as another configuration would have made it."""
+    config = read_run(run)
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        part = getattr(config, section).model_copy(update={key: value})
+        config = config.model_copy(update={section: part})
+    summary = json.loads((run / "summary.json").read_text()) | (summary_changes or {})
+    folder.mkdir(exist_ok=True)
+    write_run_card(folder, RunFolder(run), config, 3, summary)
+    return (folder / "README.md").read_text()
+
+
+def test_figures_are_the_summarys(card, finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())
+    text, fidelity = " ".join(card.split()), summary["fidelity"]
+    for interval in (summary["control_gain"], summary["condition_gap"], fidelity["with"], fidelity["without"]):
+        assert "{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval) in card
+    for told in (
+        f"fidelity with it ({fidelity['metric']})",
+        "protocol `scenes/edges`, 2 held-out samples",
+        "| onset of control | not reached |",
+        "| main network | small |",
+        "| data | scenes |",
+        "| size (width x height) | 32x32 |",
+        "| steps | 3 |",
+        "| batch size | 2 |",
+        "| alignment | layer down.5, weight 0.2, plain weighting, constant schedule |",
+        "| seed | 0 |",
+        f"lisa {summary['versions']['lisa']}, torch",
+        "the raw weights of the last step",
+        "arxiv.org/abs/2606.27192",
+        "## Limitations",
+    ):
+        assert told in text, told
+
+
+def test_the_hub_understands_it(card, finished_run, tmp_path):
+    plain = front_matter(card)
+    assert plain["library_name"] == "diffusers" and plain["pipeline_tag"] == "text-to-image"
+    assert {"controlnet", "lisa", "edges"} <= set(plain["tags"])
+    assert not {"base_model", "datasets"} & plain.keys()  # they would have to be on the Hub
+    hub = front_matter(rewritten(finished_run, tmp_path / "a", model__path="owner/model", data__source="owner/data"))
+    assert (hub["base_model"], hub["base_model_relation"], hub["datasets"]) == ("owner/model", "adapter", "owner/data")
+    adapter = front_matter(rewritten(finished_run, tmp_path / "b", model__pair="sd-t2i-adapter"))
+    assert "t2i-adapter" in adapter["tags"] and "controlnet" not in adapter["tags"]
+
+
+def test_pictures_are_there(card, finished_run):
+    folder = finished_run / "side_network"
+    shown = re.findall(r"!\[.*\]\((.*)\)", card)
+    assert shown == ["samples.png", "curves.png"]
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert (folder / "samples.png").read_bytes() == Path(summary["picture"]).read_bytes()
+    curves = np.asarray(Image.open(folder / "curves.png").convert("L"))
+    assert curves.shape[1] > 4 * curves.shape[0] > 400  # four panels side by side
+    panels = np.array_split(curves, 4, axis=1)
+    assert all((panel < 160).mean() > 0.003 for panel in panels)  # none of them is empty
+
+
+def test_text_is_readable_in_a_terminal(card):
+    assert max(map(len, re.sub(r"```.*?```", "", card, flags=re.S).splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train__ema": 0.99}, "an exponential average (decay 0.99) over steps"),
+        ({"align__enabled": False}, "without alignment, as LISA's baseline"),
+        ({"align__layer": ["down.1", "mid"]}, "| alignment | layers down.1, mid, weight 0.2,"),
+        ({"summary_changes": {"onset": 150}}, "| onset of control | step 150 |"),
+        ({"summary_changes": {"fidelity": None}}, "No protocol judges the fidelity to this condition."),
+    ],
+)
+def test_what_differs_between_runs(finished_run, tmp_path, changes, expected):
+    text = " ".join(rewritten(finished_run, tmp_path / "card", **changes).split())
+    assert expected in text and ("gain in fidelity" in text) == ("No protocol" not in expected)
+    assert (tmp_path / "card" / "curves.png").is_file()
+
+
+def test_a_checkpoints_card_has_no_figures_yet(finished_run):
+    (checkpoint,) = (finished_run / "checkpoints").glob("step-000002")
+    text = (checkpoint / "side_network" / "README.md").read_text()
+    assert "| steps | 2 |" in text and "## Figures" not in text and ".png" not in text
+
+
+def test_export_writes_it_anew(card, finished_run, tmp_path):
+    run = tmp_path / finished_run.name
+    shutil.copytree(finished_run, run)
+    (run / "side_network" / "README.md").write_text("old")
+    (run / "side_network" / "curves.png").unlink()
+    export(ExportOptions(run, tmp_path / "a.safetensors"))
+    assert (run / "side_network" / "README.md").read_text() == card and (run / "side_network" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("pair", ["sd-controlnet", "sdxl-t2i-adapter", "sd3-controlnet", "hunyuan-controlnet"])
+def test_the_cards_own_lines_give_our_picture(pair, tmp_path):
+    """Saved as a run saves it; the card's lines run as they stand, but for the places to fill in. Bit for bit."""
+    row = next(row for row in ROWS if row.pair == pair)
+    made = rows.make_pair(row, tmp_path)
+    made.side.module.eval()
+    model, side = rows.model_folder(row, tmp_path), tmp_path / "side"
+    config = check_settings(TrainConfig, {"model": {"path": str(model), "pair": pair}, "out": tmp_path / "run"})
+    Results(config, RunFolder(config.out), None, made, None).save_side(side, 3)
+    text = (side / "README.md").read_text()
+    assert str(tmp_path) not in text
+    code = re.search(r"```python\n(.*?)```", text, flags=re.S).group(1)
+    for place, there in {"path/to/side_network": side, f"path/to/{model.name}": model}.items():
+        assert place in code
+        code = code.replace(place, str(there))
+    loading, calling = code.split("# condition")
+    scope: dict = {}
+    exec(loading, scope)
+    ours, stock = made.pipeline(), scope["pipe"]
+    rows.to_own_memory(stock)
+    assert type(ours) is type(stock)
+    size = [8 * made.main.latent_factor] * 2
+    condition = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pictures = []
+    for pipeline in (ours, stock):
+        fast_scheduler(pipeline)
+        request, settings = Request("0", "a prompt", condition, seed=1), SamplerSettings(steps=2, guidance=2.0)
+        pictures.append(next(sample_pictures(pipeline, [request], settings, made.spec.call))[1])
+    assert (pictures[0] == pictures[1]).all()
+    scope["pipe"] = partial(stock, num_inference_steps=1, height=size[0], width=size[1])
+    scope["condition"] = Image.fromarray(condition)
+    exec("# condition" + calling, scope)
+    assert scope["picture"].size == tuple(size)
+
+
+def test_three_lines_load_it(finished_run):
+    """As they are printed at the end of a training."""
     summary = json.loads((finished_run / "summary.json").read_text())
     code = loading_code(
         "ControlNetModel", "StableDiffusionControlNetPipeline", str(finished_run / "side_network"), summary["model"]
@@ -26,11 +174,7 @@ def test_the_lines_that_load_it_do(finished_run):
     assert len(code.splitlines()) == 3
     names: dict = {}
     exec(code, names)
-    from PIL import Image
-
-    names["pipe"].set_progress_bar_config(disable=True)
-    picture = names["pipe"]("a", image=Image.new("RGB", (32, 32)), num_inference_steps=1).images[0]
-    assert picture.size == (32, 32)
+    assert type(names["pipe"].controlnet).__name__ == "ControlNetModel"
 
 
 @pytest.mark.parametrize(

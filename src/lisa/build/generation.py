@@ -177,6 +177,7 @@ def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]
 def _weights(side: Path) -> str | None:
     """A hash of the side network's weights, where they are on this disk: a run trained again is another network."""
     files = sorted(side.glob("*.safetensors")) or sorted(side.glob("side_network/*.safetensors"))
+    files = [side] if side.is_file() else files
     return content_hash([hash_file(file) for file in files]) if files else None
 
 
@@ -213,8 +214,7 @@ def _device() -> torch.device:
 def _load_pair(model: ModelSettings, side: str) -> Pair:
     spec = pair_spec(model.pair)
     main = spec.load_main(parts.model_source(model), variant=model.variant, config=model.single_file_config)
-    network = spec.load_side(side)
-    spec.check_fit(main, network)
+    network = spec.load_fitting_side(main, side)
     network.module.eval()
     return Pair(spec, main, network)
 

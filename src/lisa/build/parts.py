@@ -112,11 +112,10 @@ def build_pair(config: TrainConfig) -> Pair:
 
     def make_side(main: Any) -> Any:
         check_size(config.data.height_width, main.size_multiple)
+        options = SideOptions(depth=config.side.depth)
         if config.side.init is None:
-            return spec.make_side(main, SideOptions(depth=config.side.depth))
-        side = spec.load_side(config.side.init)
-        spec.check_fit(main, side)
-        return side
+            return spec.make_side(main, options)
+        return spec.load_fitting_side(main, config.side.init, options)
 
     main, side = make_networks(config, spec, model_source(config.model), make_side)
     if config.side.gradient_checkpointing:

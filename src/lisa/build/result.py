@@ -15,12 +15,12 @@ from accelerate.utils import broadcast_object_list
 
 import lisa
 from lisa.build import parts
+from lisa.build.card import write_run_card
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.runfolder import RunFolder
 from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
-from lisa.export.card import loading_code, write_card
 from lisa.pairs import Pair
 from lisa.sample.grids import labelled_grid, save_png
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
@@ -76,26 +76,8 @@ class Results:
 
     def save_side(self, folder: Path, steps: int) -> None:
         """The side network after ``steps`` steps as a plain diffusers folder, with its card."""
-        config, spec = self.config, self.pair.spec
         self.pair.side.save(folder)
-        facts = {
-            "main network": config.model.path,
-            "condition": config.data.condition,
-            "data": config.data.source,
-            "steps": steps,
-            "batch size": config.train.batch_size * config.train.accumulation * self.accelerator.num_processes,
-            "learning rate": config.train.learning_rate,
-            "alignment": _describe(config, spec.default_layer),
-            "made with": f"lisa-diffusion {lisa.__version__}",
-        }
-        code = loading_code(
-            self.pair.side.kind,
-            spec.pipeline_name,
-            str(self.run_folder.side_network),
-            config.model.path,
-            argument=spec.call.network,
-        )
-        write_card(folder, facts, loader=code, ema=config.train.ema)
+        write_run_card(folder, self.run_folder, self.config, steps)
 
     def fidelity(self) -> dict[str, Any] | None:
         """Fidelity with and without the side network on held-out samples; None where no protocol judges it."""
@@ -133,6 +115,7 @@ class Results:
                 "condition": self.config.data.condition,
                 "arm": "lisa" if self.config.align.active else "plain",
                 "steps": state.step,
+                "batch_size": self._batch_size(),
                 "seconds": round(state.seconds, 1),
                 "total_seconds": round(elapsed, 1),
                 "peak_rss_mb": round(peak_rss_mb(), 1),
@@ -149,18 +132,12 @@ class Results:
                 "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
             }
             write_json(self.run_folder.summary, summary)
+            write_run_card(self.run_folder.side_network, self.run_folder, self.config, state.step, summary)
         return broadcast_object_list([summary])[0]
 
-
-def _describe(config: TrainConfig, default_layer: str) -> str:
-    align = config.align
-    if not align.active:
-        return "none (plain)"
-    layers = align.layer if align.layer is not None else default_layer
-    return (
-        f"{'layer ' + layers if isinstance(layers, str) else 'layers ' + ', '.join(layers)}, weight {align.weight}, "
-        f"{align.weighting} weighting, {align.schedule} schedule (arXiv 2606.27192)"
-    )
+    def _batch_size(self) -> int:
+        """Samples per optimiser step, over all processes."""
+        return self.config.train.batch_size * self.config.train.accumulation * self.accelerator.num_processes
 
 
 def peak_rss_mb() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lisa.cli import evaluate, generate, models, prepare, pretrain, quickstart, train
+from lisa.cli import evaluate, export, generate, models, prepare, pretrain, quickstart, train
 
 app = typer.Typer(
     name="lisa",
@@ -35,6 +35,7 @@ app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("prepare")(prepare.prepare)
 app.command("photos")(prepare.photos)
 app.command("pretrain")(pretrain.pretrain)

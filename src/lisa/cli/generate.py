@@ -13,7 +13,8 @@ def generate(
         Path | None, typer.Option("--run", help="Run folder: its model, side network and held-out data.")
     ] = None,
     side: Annotated[
-        str | None, typer.Option("--side", help="Side network folder or Hub name, instead of --run's.")
+        str | None,
+        typer.Option("--side", help="Side network: folder, .safetensors file or Hub name, instead of --run's."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Main network, instead of --run's.")] = None,
     condition: Annotated[

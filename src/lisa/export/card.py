@@ -1,45 +1,93 @@
-"""The model card beside a side network's weights."""
+"""The model card beside a side network's weights: README.md, its curves and its samples."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lisa.common.files import write_text
+from lisa import zoo
+from lisa.common.files import atomic_write, write_text
 from lisa.common.model_folders import SINGLE_FILES
+from lisa.export.curves import draw_curves
+from lisa.export.metadata import on_hub, public_name
+from lisa.pairs import PipelineCall
+
+CURVES, SAMPLES = "curves.png", "samples.png"
+#: The files of a card.
+CARD_FILES = ("README.md", CURVES, SAMPLES)
+
+_PAPER = "[arXiv 2606.27192](https://arxiv.org/abs/2606.27192)"
+_WIDTH = 96
 
 
-def write_card(folder: Path, facts: Mapping[str, Any], *, loader: str, ema: float | None) -> None:
-    """Write ``README.md`` with what the weights are, how they were trained and how to load them.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells.
 
-    Args:
-        folder: of the side network.
-        facts: rows of the table.
-        loader: Python code that loads the network.
-        ema: decay of the exponential average these weights are, or None for the raw weights.
+    Attributes:
+        title: of the model.
+        side_kind: class of the side network.
+        pipeline: class of the pipeline that takes it.
+        call: how that is called.
+        model: the main network, as the run named it; what of it is a path here is not told.
+        data: the data set, as the run named it.
+        condition: what the conditions are.
+        size: (height, width) of the pictures it was trained on.
+        steps: of the training.
+        aligned: whether it was trained with alignment, or as the plain baseline.
+        ema: decay of the exponential average the weights are, or None for the raw weights.
+        settings: more rows for the table of the training.
+        summary: of the finished run; None before.
+        readings: its ``held_out`` events.
+        samples: picture of held-out samples.
     """
-    weights = "the raw weights of the last step" if ema is None else f"an exponential average (decay {ema}) over steps"
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    text = f"""---
-library_name: diffusers
-tags: [controlnet, diffusers, lisa]
----
 
-# Side network trained with LISA
+    title: str
+    side_kind: str
+    pipeline: str
+    call: PipelineCall
+    model: str
+    data: str
+    condition: str
+    size: tuple[int, int]
+    steps: int
+    aligned: bool
+    ema: float | None
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any] | None = None
+    readings: Sequence[Mapping[str, Any]] = ()
+    samples: Path | None = None
 
-These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model.
 
-| | |
-|---|---|
-{rows}
-
-```python
-{loader}
-```
-"""
-    write_text(folder / "README.md", text)
+def write_card(folder: Path, facts: CardFacts) -> None:
+    """Write ``README.md`` and, of a finished run, the pictures it shows, into ``folder``."""
+    sections = [_front_matter(facts), _introduction(facts)]
+    if facts.samples is not None:
+        with atomic_write(folder / SAMPLES) as temporary:
+            shutil.copyfile(facts.samples, temporary)
+        sections += [f"![Held-out samples]({SAMPLES})", _wrapped(_captions(facts))]
+    if facts.summary is not None:
+        sections += ["## Figures", _figures(facts.summary)]
+        if facts.readings:
+            fidelity = facts.summary["fidelity"]
+            draw_curves(folder / CURVES, facts.readings, onset=facts.summary["onset"], fidelity=fidelity)
+            sections += [f"![Held-out readings over the training steps, with 95% intervals]({CURVES})", _explained()]
+    code = loading_code(
+        facts.side_kind, facts.pipeline, "path/to/side_network", _shared_path(facts.model), argument=facts.call.network
+    )
+    sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
+    sections += ["## Training", _table(("setting", "value"), _training(facts))]
+    sections += ["## Limitations", *_limitations(facts)]
+    sections += [
+        "## Paper",
+        _wrapped(f'"LISA: Likelihood Score Alignment for Visual-condition Controllable Generation", {_PAPER}.'),
+    ]
+    write_text(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
 def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, *, argument: str = "controlnet") -> str:
@@ -49,10 +97,10 @@ def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, 
         side_class: of diffusers.
         pipeline_class: of diffusers.
         folder: of the side network.
-        model: a path, a Hub name, or ``tiny-sd``.
+        model: a path, a Hub name, or an embedded model.
         argument: what the pipeline calls its side network.
     """
-    embedded = model == "tiny-sd"
+    embedded = model in zoo.names()
     source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
     loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
     return (
@@ -61,6 +109,138 @@ def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, 
         f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
         f"pipe = {pipeline_class}.{loader}({source}, {argument}=side)"
     ).lstrip()
+
+
+def _calling_code(call: PipelineCall) -> str:
+    more = "".join(f", {name}={value!r}" for name, value in call.more.items())
+    return f"# condition: a PIL image\npicture = pipe('a prompt', {call.image}=condition{more}).images[0]"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """What the Hub reads: https://huggingface.co/docs/hub/model-cards."""
+    from huggingface_hub import ModelCardData
+
+    base = facts.model if on_hub(facts.model) else None
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base,
+        base_model_relation=None if base is None else "adapter",
+        datasets=facts.data if on_hub(facts.data) else None,
+        tags=[
+            "t2i-adapter" if facts.call.network == "adapter" else "controlnet",
+            *("diffusers", "diffusers-training", "lisa", facts.condition),
+        ],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _introduction(facts: CardFacts) -> str:
+    weights = "the raw weights of the last step"
+    if facts.ema is not None:
+        weights = f"an exponential average (decay {facts.ema}) over steps"
+    base = public_name(facts.model)
+    how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment, as LISA's baseline"
+    text = (
+        f"A `{facts.side_kind}` that makes {base} follow the condition '{facts.condition}', trained {how}. "
+        f"These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model."
+    )
+    return f"# {facts.title}\n\n{_wrapped(text)}"
+
+
+def _captions(facts: CardFacts) -> str:
+    return (
+        "*Samples that were held out of the training: the condition, what the main network makes without and with this "
+        "side network from the same noise, and the picture that the condition was made of.*"
+    )
+
+
+def _explained() -> str:
+    return _wrapped(
+        "*Held-out readings over the steps, with 95% intervals. Control gain: the share of the main network's error "
+        "that the side network takes away. Condition gap: how much of that is lost when conditions are exchanged "
+        "between samples. Decoder R2: how much of the likelihood score can be read off the side network's features.*"
+    )
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    rows: dict[str, str] = {
+        "control gain": _interval(summary["control_gain"]),
+        "condition gap": _interval(summary["condition_gap"]),
+    }
+    fidelity = summary["fidelity"]
+    if fidelity is not None:
+        unit = f" {fidelity['unit']}" if fidelity["unit"] else ""
+        what = f"{fidelity['metric']}{unit}"
+        rows |= {
+            f"fidelity without it ({what})": _interval(fidelity["without"]),
+            f"fidelity with it ({what})": _interval(fidelity["with"]),
+            "gain in fidelity": _interval(fidelity["gain"]),
+        }
+    onset = summary["onset"]
+    rows["onset of control"] = "not reached" if onset is None else f"step {onset}"
+    table = _table(("held-out samples", "value [95% interval]"), rows)
+    if fidelity is None:
+        note = "No protocol judges the fidelity to this condition."
+    else:
+        note = f"Fidelity: protocol `{fidelity['protocol']}`, {fidelity['samples']} held-out samples."
+    return f"{table}\n\n{_wrapped(note)}"
+
+
+def _training(facts: CardFacts) -> dict[str, Any]:
+    height, width = facts.size
+    rows: dict[str, Any] = {
+        "main network": public_name(facts.model),
+        "condition": facts.condition,
+        "data": public_name(facts.data),
+        "size (width x height)": f"{width}x{height}",
+        "steps": facts.steps,
+        **facts.settings,
+    }
+    if facts.summary is not None:
+        rows |= {"seconds": facts.summary["seconds"], "seed": facts.summary["seed"]}
+        rows["made with"] = ", ".join(f"{name} {version}" for name, version in facts.summary["versions"].items())
+    return rows
+
+
+def _limitations(facts: CardFacts) -> list[str]:
+    height, width = facts.size
+    base = public_name(facts.model)
+    return [
+        _wrapped(f"- Made for {base} and models tuned from it; it does not fit other architectures.", hang=2),
+        _wrapped(
+            f"- Trained at {width}x{height} pixels on conditions of the kind '{facts.condition}'; conditions made in "
+            "another way may be followed less.",
+            hang=2,
+        ),
+        _wrapped("- The figures are of held-out samples of the training's own data set, not of other data.", hang=2),
+        _wrapped(
+            f"- What {base} cannot draw, or draws with a bias, this does not mend. Its licence goes on to hold.", hang=2
+        ),
+    ]
+
+
+def _shared_path(model: str) -> str:
+    """Names stay; a path of this machine becomes a place to fill in."""
+    name = public_name(model)
+    return name if name == model else f"path/to/{name}"
+
+
+def _interval(interval: Mapping[str, float | None]) -> str:
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    return "\n".join(
+        [f"| {head[0]} | {head[1]} |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows.items()]]
+    )
+
+
+def _wrapped(text: str, hang: int = 0) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
 
 
 def _quoted(text: str) -> str:

@@ -124,7 +124,7 @@ class PairSpec:
         side_kind: class of the side network.
         load_main: path or Hub name (and options) -> main network.
         make_side: main network and options -> new side network, a copy of it where that is the custom.
-        load_side: path or Hub name -> side network (warm start).
+        load_side: path or Hub name (and what makes a configuration for a file that tells none) -> side network.
         check_fit: refuses a side network of another architecture.
         pipeline: (main network, side module) -> diffusers pipeline.
         pipeline_name: its class, for people.
@@ -143,7 +143,7 @@ class PairSpec:
     side_kind: str
     load_main: Callable[..., MainNetwork]
     make_side: Callable[[MainNetwork, SideOptions], SideNetwork]
-    load_side: Callable[[str], SideNetwork]
+    load_side: Callable[..., SideNetwork]
     check_fit: Callable[[MainNetwork, SideNetwork], None]
     pipeline: Callable[[MainNetwork, nn.Module], Any]
     pipeline_name: str
@@ -155,3 +155,15 @@ class PairSpec:
     reference_side: Callable[[], SideNetwork]
     call: PipelineCall = PipelineCall()
     verified_by: tuple[str, ...] = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)
+
+    def load_fitting_side(self, main: MainNetwork, source: str, options: SideOptions | None = None) -> SideNetwork:
+        """An existing side network for ``main`` (warm start, sampling).
+
+        A single file that tells no configuration gets that of a new side network, made with ``options``.
+
+        Raises:
+            LisaError: it cannot be loaded, or belongs to another main network.
+        """
+        side = self.load_side(source, lambda: self.make_side(main, options or SideOptions()).module.config)
+        self.check_fit(main, side)
+        return side

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
-from lisa.sides.loading import load_module
+from lisa.sides.loading import Names, forget_origin, load_module
 from lisa.sides.low_rank import without_adapters
 
 #: What text became (``lisa.mains.base.Context``): named tensors, batch first.
@@ -89,15 +89,18 @@ class DiffusersSide:
     tap = "input"
     sees_x_t = True
     lora_targets: tuple[str, ...] = ()
+    #: for a module, its parameters' names as the code that the kind comes from has them; None: there is no such layout
+    original_names: ClassVar[Names | None] = None
 
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
         self.callee: Any = module  # what forward() calls: the trainer puts the distributed wrapper here
 
     @classmethod
-    def from_folder(cls, source: str) -> Self:
+    def from_folder(cls, source: str, default_config: Callable[[], Mapping[str, Any]] | None = None) -> Self:
         """An existing side network of this kind; see :func:`lisa.sides.loading.load_module`."""
-        return cls(load_module(cls.kind, source).float())
+        names = cls.original_names
+        return cls(load_module(cls.kind, source, original_names=names, default_config=default_config).float())
 
     def zero_modules(self) -> list[nn.Module]:
         """The family's."""
@@ -111,3 +114,4 @@ class DiffusersSide:
         """Write a diffusers folder."""
         with without_adapters(self.module):
             self.module.save_pretrained(folder)
+        forget_origin(folder)

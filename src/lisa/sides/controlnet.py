@@ -11,6 +11,7 @@ from lisa.common.model_folders import first_line
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer
 from lisa.sides.layers import layer_names
+from lisa.sides.original import original_controlnet_names
 
 # diffusers' own widths of the condition embedding; each after the first halves the picture.
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
@@ -28,6 +29,7 @@ class ControlNetSide(DiffusersSide):
 
     kind = "ControlNetModel"
     lora_targets = _LORA_TARGETS
+    original_names = staticmethod(original_controlnet_names)
 
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetSide:

@@ -10,6 +10,7 @@ from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer
 from lisa.sides.layers import layer_names
+from lisa.sides.original import original_adapter_names
 
 # Where the first down block has no attention its map is added after its downsampling, and the last map after the
 # middle block: diffusers' full_adapter_xl is made for this UNet and no other.
@@ -20,6 +21,7 @@ class T2IAdapterSide(DiffusersSide):
     """See :class:`lisa.sides.base.SideNetwork`. It sees neither x_t nor time nor text, and has no zero modules."""
 
     kind = "T2IAdapter"
+    original_names = staticmethod(original_adapter_names)
     tap = "output"
     sees_x_t = False
 

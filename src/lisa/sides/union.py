@@ -35,6 +35,7 @@ class ControlNetUnionSide(ControlNetSide):
     """
 
     kind = "ControlNetUnionModel"
+    original_names = None  # its authors' files have diffusers' names
     control_type = 0
 
     @classmethod

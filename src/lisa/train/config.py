@@ -61,7 +61,10 @@ class ModelSettings(Settings):
 class SideSettings(Settings):
     """The side network, trained."""
 
-    init: str | None = Field(None, description="Existing side network to start from; empty: copy of the main network.")
+    init: str | None = Field(
+        None,
+        description="Existing side network to start from (folder, run, Hub name or .safetensors); empty: a new one.",
+    )
     depth: int | None = Field(
         None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
     )

@@ -1,0 +1,61 @@
+"""The model card of a run, from what its folder tells: while it trains, at its end, and when it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lisa.common.runfolder import RunFolder
+from lisa.export.card import CardFacts, write_card
+from lisa.pairs import pair_spec
+from lisa.train.config import TrainConfig
+
+
+def write_run_card(
+    folder: Path, run_folder: RunFolder, config: TrainConfig, steps: int, summary: Mapping[str, Any] | None = None
+) -> None:
+    """Write the card into ``folder``; with figures, curves and samples where there is a ``summary``."""
+    spec = pair_spec(config.model.pair)
+    batch = config.train.batch_size * config.train.accumulation
+    finished: dict[str, Any] = {}
+    if summary is not None:
+        batch = summary.get("batch_size", batch)
+        picture = run_folder.samples / Path(summary["picture"]).name  # wherever the run folder is now
+        finished = {
+            "summary": summary,
+            "readings": list(run_folder.read_events("held_out")),
+            "samples": picture if picture.is_file() else None,
+        }
+    facts = CardFacts(
+        title=f"{run_folder.path.resolve().name}: {config.data.condition}",
+        side_kind=spec.side_kind,
+        pipeline=spec.pipeline_name,
+        call=spec.call,
+        model=config.model.path,
+        data=config.data.source,
+        condition=config.data.condition,
+        size=config.data.height_width,
+        steps=steps,
+        aligned=config.align.active,
+        ema=config.train.ema,
+        settings={
+            "batch size": batch,
+            "learning rate": config.train.learning_rate,
+            "alignment": describe_alignment(config, spec.default_layer),
+        },
+        **finished,
+    )
+    write_card(folder, facts)
+
+
+def describe_alignment(config: TrainConfig, default_layer: str) -> str:
+    """How a run was aligned, in a few words."""
+    align = config.align
+    if not align.active:
+        return "none (plain)"
+    layers = align.layer if align.layer is not None else default_layer
+    return (
+        f"{'layer ' + layers if isinstance(layers, str) else 'layers ' + ', '.join(layers)}, weight {align.weight}, "
+        f"{align.weighting} weighting, {align.schedule} schedule"
+    )
