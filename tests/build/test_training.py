@@ -156,11 +156,12 @@ def test_arms_start_alike_and_see_the_same(sd_small, tmp_path, monkeypatch, fini
     assert mse[0][0] == mse[1][0], "the first step is the same"
     # Zero cost at inference: same files, keys, shapes and configuration.
     lisa_side, plain_side = (tmp_path / name / "side_network" for name in ("lisa", "plain"))
-    files = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    weights = "diffusion_pytorch_model.safetensors"
+    files = ["README.md", "config.json", "curves.png", weights, "samples.png"]
     assert sorted(p.name for p in lisa_side.iterdir()) == sorted(p.name for p in plain_side.iterdir()) == files
-    ours, theirs = (load_file(side / files[2]) for side in (lisa_side, plain_side))
+    ours, theirs = (load_file(side / weights) for side in (lisa_side, plain_side))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
-    assert json.loads((lisa_side / files[1]).read_text()) == json.loads((plain_side / files[1]).read_text())
+    assert json.loads((lisa_side / "config.json").read_text()) == json.loads((plain_side / "config.json").read_text())
 
 
 def test_the_average_is_what_is_given_away(sd_small, tmp_path):

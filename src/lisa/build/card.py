@@ -43,6 +43,7 @@ def write_run_card(
             "batch size": batch,
             "learning rate": config.train.learning_rate,
             "alignment": describe_alignment(config, spec.default_layer),
+            "sampling": f"{config.sample.steps} steps, guidance {config.sample.guidance}",
         },
         **finished,
     )

@@ -21,7 +21,7 @@ CURVES, SAMPLES = "curves.png", "samples.png"
 #: The files of a card.
 CARD_FILES = ("README.md", CURVES, SAMPLES)
 
-_PAPER = "[arXiv 2606.27192](https://arxiv.org/abs/2606.27192)"
+_PAPER = "[arXiv:2606.27192](https://arxiv.org/abs/2606.27192)"
 _WIDTH = 96
 
 
@@ -70,7 +70,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     if facts.samples is not None:
         with atomic_write(folder / SAMPLES) as temporary:
             shutil.copyfile(facts.samples, temporary)
-        sections += [f"![Held-out samples]({SAMPLES})", _wrapped(_captions(facts))]
+        sections += [f"![Held-out samples]({SAMPLES})", _captions()]
     if facts.summary is not None:
         sections += ["## Figures", _figures(facts.summary)]
         if facts.readings:
@@ -82,7 +82,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     )
     sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]
-    sections += ["## Limitations", *_limitations(facts)]
+    sections += ["## Limitations", "\n".join(_limitations(facts))]
     sections += [
         "## Paper",
         _wrapped(f'"LISA: Likelihood Score Alignment for Visual-condition Controllable Generation", {_PAPER}.'),
@@ -113,7 +113,7 @@ def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, 
 
 def _calling_code(call: PipelineCall) -> str:
     more = "".join(f", {name}={value!r}" for name, value in call.more.items())
-    return f"# condition: a PIL image\npicture = pipe('a prompt', {call.image}=condition{more}).images[0]"
+    return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -141,15 +141,15 @@ def _introduction(facts: CardFacts) -> str:
         weights = f"an exponential average (decay {facts.ema}) over steps"
     base = public_name(facts.model)
     how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment, as LISA's baseline"
-    text = (
-        f"A `{facts.side_kind}` that makes {base} follow the condition '{facts.condition}', trained {how}. "
+    what = f"A `{facts.side_kind}` that makes {base} follow the condition '{facts.condition}', trained {how}."
+    which = (
         f"These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model."
     )
-    return f"# {facts.title}\n\n{_wrapped(text)}"
+    return f"# {facts.title}\n\n{_wrapped(what)}\n\n{_wrapped(which)}"
 
 
-def _captions(facts: CardFacts) -> str:
-    return (
+def _captions() -> str:
+    return _wrapped(
         "*Samples that were held out of the training: the condition, what the main network makes without and with this "
         "side network from the same noise, and the picture that the condition was made of.*"
     )
@@ -158,8 +158,9 @@ def _captions(facts: CardFacts) -> str:
 def _explained() -> str:
     return _wrapped(
         "*Held-out readings over the steps, with 95% intervals. Control gain: the share of the main network's error "
-        "that the side network takes away. Condition gap: how much of that is lost when conditions are exchanged "
-        "between samples. Decoder R2: how much of the likelihood score can be read off the side network's features.*"
+        "that the side network takes away. Condition gap: the control gain less what it is with conditions exchanged "
+        "between samples, which is what is owed to the condition itself. Decoder R2: how much of the likelihood score "
+        "can be read off the side network's features.*"
     )
 
 
