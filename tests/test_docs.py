@@ -26,10 +26,10 @@ SMALL = [
 ]
 
 
-def commands(text: str = README) -> list[list[str]]:
+def commands(page: str = README) -> list[list[str]]:
     """The lines of a page's blocks that name no language."""
     found, block = [], None
-    for line in text.splitlines():
+    for line in page.splitlines():
         if line.startswith("```"):
             block = line.strip("`") if block is None else None
         elif block == "" and line.strip() and not line.startswith("make "):

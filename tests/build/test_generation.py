@@ -68,7 +68,7 @@ def test_what_exists_is_not_made_again(copied, monkeypatch):
     assert (result["made"], result["kept"]) == (1, 3) and said == [f"1/1  {victim}"]
     assert victim.read_bytes() == expected
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-    monkeypatch.setattr("lisa.build.generation._load_pair", None)  # nothing to do: nothing is loaded
+    monkeypatch.setattr("lisa.build.generation._load_pipeline", None)  # nothing to do: nothing is loaded
     assert generate(copied)["made"] == 0
 
 

@@ -140,3 +140,16 @@ PINNED_MEANS = {
     (1, 12345): [[244.7, 237.7, 212.0], [245.0, 240.8, 239.0], [244.0, 229.4, 142.8], [244.7, 228.1, 219.9]],
     (7, 3): [[245.3, 243.0, 239.1], [207.0, 211.9, 224.3], [236.2, 215.0, 180.2], [200.1, 184.9, 201.2]],
 }
+
+
+def test_several_conditions_are_stacked_in_their_order():
+    both = ScenesSource(["lowres", "edges"], seed=3, count=2, size=32)
+    parts = [ScenesSource(name, seed=3, count=2, size=32) for name in ("lowres", "edges")]
+    assert np.array_equal(both[1].condition, np.concatenate([part[1].condition for part in parts], axis=-1))
+    turned = ScenesSource(["edges", "lowres"], seed=3, count=2, size=32)
+    prints = {source.part_fingerprint("condition") for source in (both, turned, *parts)}
+    assert len(prints) == 4 and both.part_fingerprint("image") == turned.part_fingerprint("image")
+    assert ScenesSource(["edges"]).fingerprint == ScenesSource("edges").fingerprint
+    assert check_source(both).notes == [] and both.name == "scenes:lowres+edges"
+    with pytest.raises(LisaError, match="unknown scene condition 'x'"):
+        ScenesSource(["edges", "x"])

@@ -148,3 +148,31 @@ def test_a_hub_data_set(table, monkeypatch, options):
     source = open_source("owner/name", table_options={"split": "test", "revision": "abc"})
     assert (asked["kind"], asked["split"], asked["revision"]) == ("owner/name", "test", "abc")
     assert source.name == "owner/name" and np.array_equal(source[1].image, picture(1))
+
+
+def test_several_condition_columns_are_stacked(table, options):
+    low = [{"bytes": encoded(picture(80 + i)), "path": None} for i in range(5)]
+    path = table(low=low)
+    columns = {**options, "condition_column": ["conditioning_image", "low"]}
+    source = open_source(path, conditions=["gray", "lowres"], table_options=columns)
+    assert np.array_equal(source[2].condition, np.concatenate([picture(52), picture(82)], axis=-1))
+    assert check_source(source).checked == 5
+    alone = [parquet(path, **{**options, "condition_column": name}) for name in ("conditioning_image", ["low"])]
+    prints = {each.part_fingerprint("condition") for each in (source, *alone)}
+    assert len(prints) == 3 and {each.part_fingerprint("image") for each in alone} == {source.part_fingerprint("image")}
+    small = [{"bytes": encoded(picture(i)[:10]), "path": None} for i in range(5)]
+    uneven = parquet(table("b.parquet", low=small), **columns)
+    with pytest.raises(LisaError, match=r"the conditions of row 1 of .* Stacked conditions must have one size"):
+        uneven[1]
+    with pytest.raises(LisaError, match="has no column 'lwo'"):
+        parquet(path, **{**options, "condition_column": ["low", "lwo"]})
+
+
+def test_as_many_columns_as_conditions(table, options, monkeypatch):
+    from lisa.build import parts
+    from lisa.train.config import DataSettings
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(options["cache_dir"]))
+    settings = DataSettings(source=str(table()), condition=["gray", "lowres"], held_out=2)
+    with pytest.raises(LisaError, match=r"names 2 conditions \(gray, lowres\), .* gives 1. Name a column for each"):
+        parts.open_data(settings, 0)

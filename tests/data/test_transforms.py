@@ -125,3 +125,19 @@ def test_bad_arguments_are_named():
         PairedTransform((0, 8))
     with pytest.raises(LisaError, match="image is 8x8 pixels, its condition 9x8"):
         PairedTransform((8, 8))(coordinates(8, 8), coordinates(8, 9), 0)
+
+
+def test_stacked_conditions_move_with_the_image_and_keep_their_own_kind():
+    """A label map among them stays pure while the picture beside it is smoothed; all get one crop and flip."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    labels = np.zeros_like(image)
+    labels[:, 30:50] = (10, 200, 30)
+    labels[20:, :30] = (90, 0, 0)
+    transform = PairedTransform((32, 32), crop="random", flip=True, seed=4)
+    stacked = np.concatenate([labels, image], axis=-1)
+    for step in range(4):
+        moved, both = transform(image, stacked, 3, step)
+        assert both.shape == (32, 32, 6) and np.array_equal(both[..., 3:], moved)
+        assert np.array_equal(both[..., :3], transform(image, labels, 3, step)[1])
+        assert {tuple(colour) for colour in both[..., :3].reshape(-1, 3)} <= {(0, 0, 0), (10, 200, 30), (90, 0, 0)}

@@ -106,12 +106,12 @@ def test_text_is_readable_in_a_terminal(card):
         ({"align__enabled": False}, "without alignment, as LISA's baseline"),
         ({"align__layer": ["down.1", "mid"]}, "| alignment | layers down.1, mid, weight 0.2,"),
         ({"summary_changes": {"onset": 150}}, "| onset of control | step 150 |"),
-        ({"summary_changes": {"fidelity": None}}, "No protocol judges the fidelity to this condition."),
+        ({"summary_changes": {"fidelities": {}}}, "No protocol judges the fidelity to this condition."),
     ],
 )
 def test_what_differs_between_runs(finished_run, tmp_path, changes, expected):
     text = " ".join(rewritten(finished_run, tmp_path / "card", **changes).split())
-    assert expected in text and ("gain in fidelity" in text) == ("No protocol" not in expected)
+    assert expected in text and ("gain in fidelity (" in text) == ("No protocol" not in expected)
     assert (tmp_path / "card" / "curves.png").is_file()
 
 

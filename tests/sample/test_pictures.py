@@ -9,7 +9,7 @@ from PIL import Image
 
 import tiny
 from lisa.pairs import PipelineCall
-from lisa.sample.grids import grid, labelled_grid, save_png
+from lisa.sample.grids import grid, labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 
 COLOURS = [np.full((4, 6, 3), value, np.uint8) for value in (10, 60, 110, 160)]
@@ -81,3 +81,10 @@ def test_guidance_and_steps_matter(pipeline):
     base = draw(pipeline, requests(1))[0]
     for change in ({"guidance": 5.0}, {"steps": 4}):
         assert not np.array_equal(draw(pipeline, requests(1), **change)[0], base)
+
+
+def test_stacked_conditions_get_a_column_each():
+    stacked = np.concatenate(COLOURS[:2], axis=-1)
+    rows, titles = titled_rows(["a", "b"], [(stacked, COLOURS[2])], ["made"])
+    assert titles == ["a", "b", "made"] and all(np.array_equal(x, y) for x, y in zip(rows[0], COLOURS[:3], strict=True))
+    assert titled_rows(["a"], [COLOURS[:2]], ["made"])[1] == ["condition", "made"]

@@ -28,13 +28,13 @@ def write_run_card(
             "samples": picture if picture.is_file() else None,
         }
     facts = CardFacts(
-        title=f"{run_folder.path.resolve().name}: {config.data.condition}",
+        title=f"{run_folder.path.resolve().name}: {', '.join(config.data.conditions)}",
         side_kind=spec.side_kind,
         pipeline=spec.pipeline_name,
         call=spec.call,
         model=config.model.path,
         data=config.data.source,
-        condition=config.data.condition,
+        conditions=config.data.conditions,
         size=config.data.height_width,
         steps=steps,
         aligned=config.align.active,

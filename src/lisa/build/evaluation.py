@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lisa.build import parts
-from lisa.build.generation import read_run
-from lisa.common.errors import LisaError
+from lisa.build.chosen import read_run
+from lisa.common.errors import LisaError, choose
 from lisa.data.samples import Source
 from lisa.data.sources import check_source, open_source
 from lisa.evaluate import protocols
@@ -29,7 +30,7 @@ def evaluate(
         generated: the folder.
         run: judge against the held-out samples of this run, cropped as they were in training.
         data: or against all samples of this source.
-        condition: with ``data``, what the conditions are.
+        condition: with ``data``, what the conditions are; with a ``run`` on several stacked conditions, which of them.
         size: with ``data``, the side of the pictures in pixels.
         count: only the first so many samples.
 
@@ -44,7 +45,7 @@ def evaluate(
         config = read_run(Path(run))
         opened = parts.open_data(config.data, config.seed, check=False)
         source: Source = parts.Still(opened.held_out, opened.transform)
-        name, target = config.data.condition, None
+        name, target = _one_of(config.data.conditions, condition), None
     else:
         if condition is None:
             raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
@@ -54,3 +55,12 @@ def evaluate(
         name, target = condition, None if size is None else (size, size)
     indices = range(len(source) if count is None else min(count, len(source)))
     return evaluate_folder(generated, source, name, indices=indices, size=target)
+
+
+def _one_of(conditions: Sequence[str], chosen: str | None) -> str:
+    """The condition of a run to judge by."""
+    if chosen is not None:
+        return choose("condition of the run", chosen, conditions)
+    if len(conditions) > 1:
+        raise LisaError("the run has several conditions", "Choose one with --condition", conditions)
+    return conditions[0]

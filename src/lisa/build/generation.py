@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lisa.build import parts
+from lisa.build.chosen import ChosenSide, choose_model, choose_sides, read_run
+from lisa.build.requests import file_requests, held_out_requests, read_prompts
 from lisa.common.errors import LisaError
-from lisa.common.files import read_json, write_json
-from lisa.common.runfolder import RunFolder
+from lisa.common.files import write_json
 from lisa.data.folders import hash_file
-from lisa.data.images import list_images, load_rgb, read_note, save_png
+from lisa.data.images import read_note, save_png
 from lisa.data.samples import content_hash
-from lisa.pairs import Pair, pair_spec
+from lisa.pairs import PairSpec, pair_spec
+from lisa.pairs.fit import check_conditions
+from lisa.pairs.several import check_container, joint_pipeline
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sides.base import SideOptions
 from lisa.train.config import ModelSettings, TrainConfig
-from lisa.train.settings import load_settings
 
 _STAMP = "lisa-generate"  # in the PNG's text chunks
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What ``lisa generate`` was asked for; see its help."""
+    """What ``lisa generate`` was asked for; see its help.
+
+    Attributes:
+        side: side networks instead of the run's, as ``A`` or ``A=0.8``; several are used together.
+        condition: condition pictures instead of held-out data: a file or folder per side network (and per condition
+            that it stacks), in order.
+        scale: multiplies the weights of all side networks.
+    """
 
     run: Path | None = None
-    side: str | None = None
+    side: str | Sequence[str] | None = None
     model: str | None = None
-    condition: Path | None = None
+    condition: Path | Sequence[Path] | None = None
     prompt: str | None = None
     prompts: Path | None = None
     out: Path = Path("generated")
@@ -43,20 +54,6 @@ class GenerateOptions:
     seed: int = 0
     batch: int = 8
     overwrite: bool = False
-
-
-def read_run(run: Path) -> TrainConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        LisaError: it is no run folder.
-    """
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise LisaError(
-            f"{str(run)!r} is not a run folder (it has no config.yaml)", "Name the folder that lisa train wrote"
-        )
-    return load_settings(TrainConfig, folder.config)
 
 
 def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = None) -> dict[str, Any]:
@@ -71,107 +68,65 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     Raises:
         LisaError: nothing to load, no condition or prompt, mismatched sizes, or a picture made with other settings.
     """
-    config = read_run(options.run) if options.run is not None else None
-    model, side = _networks(options, config)
-    requests = _requests(options, config)
+    run = read_run(options.run) if options.run is not None else None
+    sides = choose_sides(options.run, _listed(options.side))
+    model = choose_model(options.model, run, sides)
+    spec = pair_spec(model.pair)
+    if len(sides) > 1:
+        check_container(spec)
+    requests = _requests(options, run, sides)
+    scales = tuple(options.scale * side.weight for side in sides)
     settings = {
         "model": model.path,
-        "side": str(side),
+        "side": _one_or_all([side.source for side in sides]),
         "steps": options.steps,
         "guidance": options.guidance,
-        "scale": options.scale,
+        "scale": _one_or_all(scales),
     }
-    stamps = _stamps(requests, {**settings, "weights": _weights(Path(side))})
+    stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
     todo = _unfinished(options, requests, stamps)
     if todo:
-        pair = _load_pair(model, str(side))
-        _check_sizes(todo, pair)
-        pipeline = pair.pipeline().to(_device())
+        pipeline = _load_pipeline(model, spec, sides, todo).to(_device())
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
-        sampler = SamplerSettings(options.steps, options.guidance, options.scale, options.batch)
-        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, pair.spec.call), start=1):
+        sampler = SamplerSettings(options.steps, options.guidance, _one_or_all(scales, tuple), options.batch)
+        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, spec.call), start=1):
             save_png(picture, _file(options, request), {_STAMP: stamps[request.key]})
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {_file(options, request)}")
     return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
 
 
-def _networks(options: GenerateOptions, config: TrainConfig | None) -> tuple[ModelSettings, str | Path]:
-    side: str | Path | None = options.side
-    if side is None and options.run is not None:
-        side = RunFolder(options.run).side_network
-        if not side.is_dir():
-            raise LisaError(
-                f"the run {str(options.run)!r} has no side network yet", "Let the training finish (--resume)"
-            )
-    if side is None:
-        raise LisaError("no side network was named", "Give --run RUN or --side FOLDER")
-    base = config.model if config is not None else ModelSettings()
-    if options.model is not None:
-        base = base.model_copy(update={"path": options.model})
-    elif config is None:
-        raise LisaError("no main network was named", "Give --model (tiny-sd, a folder or a Hub name) beside --side")
-    return base, side
+def _requests(options: GenerateOptions, run: TrainConfig | None, sides: Sequence[ChosenSide]) -> list[Request]:
+    prompts = read_prompts(options.prompts)
+    conditions = [Path(path) for path in _listed(options.condition)]
+    wanted = {"count": options.count, "prompt": options.prompt, "prompts": prompts, "seed": options.seed}
+    if conditions:
+        return file_requests(conditions, sides, **wanted)
+    return held_out_requests(run, sides, **wanted)
 
 
-def _requests(options: GenerateOptions, config: TrainConfig | None) -> list[Request]:
-    prompts = _prompts(options)
-    if options.condition is not None:
-        return _from_files(options, prompts)
-    if config is None:
-        raise LisaError(
-            "no condition image was named", "Give --condition FILE_OR_FOLDER, or --run to use its held-out data"
-        )
-    opened = parts.open_data(config.data, config.seed, check=False)
-    samples = parts.Still(opened.held_out, opened.transform)
-    requests = []
-    for number in range(len(samples) if options.count is None else min(options.count, len(samples))):
-        sample = samples[number]
-        if sample.condition is None:
-            raise LisaError(f"held-out sample {sample.key!r} has no condition", "Check data.source of the run")
-        prompt = prompts.get(sample.key, options.prompt if options.prompt is not None else sample.caption)
-        requests.append(Request(sample.key, str(prompt), sample.condition, options.seed + number))
-    return requests
+def _listed(given: str | Path | Sequence[Any] | None) -> list[Any]:
+    return [] if given is None else [given] if isinstance(given, str | Path) else list(given)
 
 
-def _prompts(options: GenerateOptions) -> dict[str, Any]:
-    prompts = read_json(options.prompts) if options.prompts is not None else {}
-    if not isinstance(prompts, dict):
-        raise LisaError(
-            f"{str(options.prompts)!r} is not a mapping of names to prompts", 'Write {"name": "prompt", ...}'
-        )
-    return prompts
-
-
-def _from_files(options: GenerateOptions, prompts: dict[str, Any]) -> list[Request]:
-    folder = options.condition
-    assert folder is not None
-    if not folder.exists():
-        raise LisaError(f"there is no condition image or folder {str(folder)!r}", "Check --condition")
-    files = list_images(folder) if folder.is_dir() else [folder]
-    if not files:
-        raise LisaError(f"there are no pictures in {str(folder)!r}", "Check --condition")
-    requests: list[Request] = []
-    for number, file in enumerate(files[: options.count]):
-        key = file.relative_to(folder).with_suffix("").as_posix() if folder.is_dir() else file.stem
-        if any(request.key == key for request in requests):
-            raise LisaError(f"{str(folder)!r} holds two pictures named {key!r}", "Rename one: they would overwrite")
-        prompt = next((prompts[name] for name in (key, file.stem, file.name) if name in prompts), options.prompt)
-        if prompt is None:
-            raise LisaError(f"there is no prompt for {file.name!r}", "Give --prompt TEXT, or --prompts with all names")
-        requests.append(Request(key, str(prompt), load_rgb(file), options.seed + number))
-    return requests
+def _one_or_all(values: Sequence[Any], kind: Callable[[Sequence[Any]], Any] = list) -> Any:
+    """A single value as such: with one side network, records are as they were before there could be several."""
+    return values[0] if len(values) == 1 else kind(values)
 
 
 def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]:
     """For each picture, by key: a hash of all that decides what it looks like."""
     return {
         r.key: content_hash(
-            "generate", settings, r.prompt, r.seed, r.condition.shape, sha256(r.condition.tobytes()).hexdigest()
+            "generate", settings, r.prompt, r.seed, *[each for c in r.conditions for each in _content(c)]
         )
         for r in requests
     }
+
+
+def _content(condition: np.ndarray) -> tuple[Any, str]:
+    return condition.shape, sha256(condition.tobytes()).hexdigest()
 
 
 def _weights(side: Path) -> str | None:
@@ -211,27 +166,36 @@ def _device() -> torch.device:
     return PartialState().device
 
 
-def _load_pair(model: ModelSettings, side: str) -> Pair:
-    spec = pair_spec(model.pair)
+def _load_pipeline(
+    model: ModelSettings, spec: PairSpec, sides: Sequence[ChosenSide], requests: Sequence[Request]
+) -> Any:
+    """The pipeline around all networks, once it is sure that they suit each other and the conditions."""
     main = spec.load_main(parts.model_source(model), variant=model.variant, config=model.single_file_config)
-    network = spec.load_fitting_side(main, side)
-    network.module.eval()
-    return Pair(spec, main, network)
+    networks = []
+    for side, condition in zip(sides, requests[0].conditions, strict=True):
+        count = condition.shape[-1] // 3
+        network = spec.load_fitting_side(main, side.source, SideOptions(conditions=count))
+        check_conditions(spec, network, count)
+        network.module.eval()
+        networks.append(network)
+    _check_sizes(requests, main.size_multiple)
+    return joint_pipeline(spec, main, networks)
 
 
-def _check_sizes(requests: list[Request], pair: Pair) -> None:
-    """Every batch has one size, and every size suits the latents."""
-    first = requests[0]
+def _check_sizes(requests: Sequence[Request], multiple: int) -> None:
+    """Every batch has one size, for all side networks, and every size suits the latents."""
+    first = requests[0].condition
     for request in requests:
-        height, width = request.condition.shape[:2]
-        if request.condition.shape != first.condition.shape:
-            raise LisaError(
-                f"condition {request.key!r} is {width}x{height} pixels, {first.key!r} is "
-                f"{first.condition.shape[1]}x{first.condition.shape[0]}",
-                "Generate condition images of different sizes in separate calls",
-            )
-        if height % pair.main.size_multiple or width % pair.main.size_multiple:
-            raise LisaError(
-                f"condition {request.key!r} is {width}x{height} pixels",
-                f"Both sides must be multiples of {pair.main.size_multiple}",
-            )
+        for condition in request.conditions:
+            height, width = condition.shape[:2]
+            if condition.shape[:2] != first.shape[:2]:
+                raise LisaError(
+                    f"condition {request.key!r} is {width}x{height} pixels, {requests[0].key!r} is "
+                    f"{first.shape[1]}x{first.shape[0]}",
+                    "Generate condition images of different sizes in separate calls",
+                )
+            if height % multiple or width % multiple:
+                raise LisaError(
+                    f"condition {request.key!r} is {width}x{height} pixels",
+                    f"Both sides must be multiples of {multiple}",
+                )

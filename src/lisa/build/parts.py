@@ -18,6 +18,7 @@ from lisa.data.sources import check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
 from lisa.pairs import Pair, pair_spec
+from lisa.pairs.fit import check_conditions
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
 from lisa.train.config import DataSettings, ModelSettings, TrainConfig
@@ -43,23 +44,35 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
     height, width = settings.height_width
     if settings.source == "scenes" and height != width:
         raise LisaError(f"scenes are square; data.size is {settings.size}", "Give one number")
-    spec = f"scenes:{settings.condition}" if settings.source == "scenes" else settings.source
     columns = {
         "image_column": settings.image_column,
         "condition_column": settings.condition_column,
         "caption_column": settings.caption_column,
     }
     source = open_source(
-        spec,
+        settings.source,
         default_caption=settings.default_caption,
+        conditions=settings.conditions,
         scene_options={"seed": settings.scenes_seed, "count": settings.scenes, "size": height},
         table_options=columns,
         hub_options={"split": settings.split},
     )
+    _check_count(source, settings.conditions)
     notes = [] if settings.source == "scenes" or not check else check_source(source).notes
     train, held_out = held_out_split(source.keys, settings.held_out, seed=0).apply(source)
     transform = PairedTransform((height, width), settings.crop, settings.flip, seed)
     return DataParts(train, held_out, transform, notes)
+
+
+def _check_count(source: Source, conditions: Sequence[str]) -> None:
+    """As many condition pictures per sample as conditions are named; a table may have another number of columns."""
+    first = source[0].condition if len(source) else None
+    found = 0 if first is None else first.shape[-1] // 3
+    if found != len(conditions) and first is not None:
+        raise LisaError(
+            f"data.condition names {len(conditions)} conditions ({', '.join(conditions)}), {source.name} gives {found}",
+            "Name a column for each of them with data.condition_column",
+        )
 
 
 def still(transform: PairedTransform) -> PairedTransform:
@@ -112,12 +125,13 @@ def build_pair(config: TrainConfig) -> Pair:
 
     def make_side(main: Any) -> Any:
         check_size(config.data.height_width, main.size_multiple)
-        options = SideOptions(depth=config.side.depth)
+        options = SideOptions(depth=config.side.depth, conditions=len(config.data.conditions))
         if config.side.init is None:
             return spec.make_side(main, options)
         return spec.load_fitting_side(main, config.side.init, options)
 
     main, side = make_networks(config, spec, model_source(config.model), make_side)
+    check_conditions(spec, side, len(config.data.conditions))
     if config.side.gradient_checkpointing:
         _enable_checkpointing(side.module)
         _enable_checkpointing(main.network)

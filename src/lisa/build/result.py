@@ -22,14 +22,14 @@ from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
-from lisa.sample.grids import labelled_grid, save_png
+from lisa.sample.grids import labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState
 
-TITLES = ("condition", "without control", "with control", "ground truth")
+TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
 
 
 class Results:
@@ -59,7 +59,7 @@ class Results:
             return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.spec.call)]
 
     def draw_samples(self, step: int) -> Path:
-        """The grid condition | without | with control | truth, for a few held-out samples."""
+        """The grid condition(s) | without | with control | truth, for a few held-out samples."""
         count = self.config.log.samples
         samples = self.held_out(count)
         self._without = self._without or self.pictures(samples, 0.0)
@@ -69,7 +69,7 @@ class Results:
             for s, plain, controlled in zip(samples, self._without, made, strict=True)
         ]
         path = self.run_folder.samples / f"step-{step:06d}.png"
-        save_png(labelled_grid(rows, TITLES), path)
+        save_png(labelled_grid(*titled_rows(self.config.data.conditions, rows, TITLES)), path)
         self.picture = path
         self.run_folder.log(step, "samples", {"path": path.name})
         return path
@@ -79,16 +79,22 @@ class Results:
         self.pair.side.save(folder)
         write_run_card(folder, self.run_folder, self.config, steps)
 
-    def fidelity(self) -> dict[str, Any] | None:
-        """Fidelity with and without the side network on held-out samples; None where no protocol judges it."""
+    def fidelities(self) -> dict[str, dict[str, Any]]:
+        """Fidelity to each condition, with and without the side network, on held-out samples.
+
+        The same pictures are judged for each; conditions that no protocol judges are left out.
+        """
         samples = self.held_out(self.config.sample.count)
-        condition = self.config.data.condition
-        if not protocols.exists(condition, samples[0].truth is not None):
-            return None
-        sides = {
-            name: evaluate_images(self.pictures(samples, scale), samples, condition)
-            for name, scale in (("with", self.config.sample.control_scale), ("without", 0.0))
-        }
+        exact = samples[0].truth is not None
+        judged = [name for name in self.config.data.conditions if protocols.exists(name, exact)]
+        if not judged:
+            return {}
+        scales = {"with": self.config.sample.control_scale, "without": 0.0}
+        made = {name: self.pictures(samples, scale) for name, scale in scales.items()}
+        return {condition: self._judge(made, samples, condition) for condition in judged}
+
+    def _judge(self, made: dict[str, list[np.ndarray]], samples: list[Sample], condition: str) -> dict[str, Any]:
+        sides = {name: evaluate_images(pictures, samples, condition) for name, pictures in made.items()}
         rule = sides["with"]
         return {
             **{name: result["fidelity"] for name, result in sides.items()},
@@ -103,11 +109,12 @@ class Results:
         """Save the side network, judge it, and write ``summary.json``. The summary is returned on every process."""
         gap = held_out.read(state.step)
         summary: dict[str, Any] = {}
+        stacked = len(self.config.data.conditions)
         if self.accelerator.is_main_process:
             with atomic_dir(self.run_folder.side_network) as folder:
                 self.save_side(folder, state.step)
             with self.pair.main.encoders(), self.accelerator.autocast():
-                fidelity = self.fidelity()
+                fidelities = self.fidelities()
                 picture = self.picture or self.draw_samples(state.step)  # resumed after its last step: none drawn yet
             summary = {
                 "model": self.config.model.path,
@@ -123,7 +130,8 @@ class Results:
                 "condition_gap": gap.gap.to_json(),
                 "decoder_r2": gap.decoder_r2.to_json(),
                 "onset": held_out.onset.onset,
-                "fidelity": fidelity,
+                "fidelity": fidelities.get(self.config.data.conditions[0]) if stacked == 1 else None,
+                "fidelities": fidelities,
                 "skipped": state.skipped,
                 "seed": self.config.seed,
                 "side_network": str(self.run_folder.side_network),

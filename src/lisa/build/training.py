@@ -225,9 +225,9 @@ def _encode(
     device = accelerator.device
     pair.main.to(device, only="encoders")
     with accelerator.main_process_first():
-        cache, cached, reads = parts.cache_folder(config), config.data.cache, pair.side.reads
-        train = EncodedData(data.train, pair.main, data.transform, cache, cached, reads)
-        held_out = EncodedData(data.held_out, pair.main, parts.still(data.transform), cache, cached, reads)
+        how = (parts.cache_folder(config), config.data.cache, pair.side.reads, len(config.data.conditions))
+        train = EncodedData(data.train, pair.main, data.transform, *how)
+        held_out = EncodedData(data.held_out, pair.main, parts.still(data.transform), *how)
     pair.main.offload_encoders(config.model.offload_encoders)
     pair.main.to(device, only="network")
     pair.side.module.to(device).train()

@@ -12,7 +12,9 @@ def evaluate(
     generated: Annotated[Path, typer.Argument(help="Folder of generated pictures, named after the samples.")],
     run: Annotated[Path | None, typer.Option("--run", help="Run folder: judge against its held-out samples.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data to judge against, instead of --run's.")] = None,
-    condition: Annotated[str | None, typer.Option("--condition", help="What the conditions are, with --data.")] = None,
+    condition: Annotated[
+        str | None, typer.Option("--condition", help="What the conditions are, with --data; which, with --run.")
+    ] = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of the pictures, with --data.")] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first so many samples.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the result, with every picture's, as JSON.")] = None,

@@ -13,12 +13,20 @@ def generate(
         Path | None, typer.Option("--run", help="Run folder: its model, side network and held-out data.")
     ] = None,
     side: Annotated[
-        str | None,
-        typer.Option("--side", help="Side network: folder, .safetensors file or Hub name, instead of --run's."),
+        list[str] | None,
+        typer.Option(
+            "--side",
+            help="Run folder, side network (folder, .safetensors file or Hub name), instead of --run's; A=0.8: with "
+            "that weight. Repeat it to use several together.",
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Main network, instead of --run's.")] = None,
     condition: Annotated[
-        Path | None, typer.Option("--condition", help="Condition image, or a folder of them, instead of held-out data.")
+        list[Path] | None,
+        typer.Option(
+            "--condition",
+            help="Condition image, or a folder of them, instead of held-out data; once per side network, in order.",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt for every condition image.")] = None,
     prompts: Annotated[
@@ -28,7 +36,9 @@ def generate(
     count: Annotated[int | None, typer.Option("--count", min=1, help="At most that many pictures.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1: none.")] = 3.0,
-    scale: Annotated[float, typer.Option("--scale", min=0, help="Scale of the side network; 0: without it.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures sampled together.")] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,

@@ -18,18 +18,19 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
 
     console = Console(highlight=False)
     table = Table(
-        title=f"{summary['arm']} on {summary['condition']}, {summary['steps']} steps, {summary['seconds']:.0f} s"
+        title=f"{summary['arm']} on {' + '.join(config.data.conditions)}, {summary['steps']} steps, "
+        f"{summary['seconds']:.0f} s"
     )
     table.add_column("held-out samples")
     table.add_column("value [95% interval]", justify="right")
     table.add_row("control gain", show_interval(summary["control_gain"]))
     table.add_row("condition gap", show_interval(summary["condition_gap"]))
-    fidelity = summary["fidelity"]
-    if fidelity is not None:
+    for condition, fidelity in summary["fidelities"].items():
         unit = f" {fidelity['unit']}" if fidelity["unit"] else ""
-        table.add_row(f"fidelity ({fidelity['metric']}{unit}) without", show_interval(fidelity["without"]))
-        table.add_row(f"fidelity ({fidelity['metric']}{unit}) with", show_interval(fidelity["with"]))
-        table.add_row("gain in fidelity", show_interval(fidelity["gain"]))
+        what = "fidelity" if len(config.data.conditions) == 1 else f"fidelity to {condition}"
+        table.add_row(f"{what} ({fidelity['metric']}{unit}) without", show_interval(fidelity["without"]))
+        table.add_row(f"{what} ({fidelity['metric']}{unit}) with", show_interval(fidelity["with"]))
+        table.add_row(what.replace("fidelity", "gain in fidelity"), show_interval(fidelity["gain"]))
     console.print(table)
     spec = pair_spec(config.model.pair)
     console.print(f"\nside network: {summary['side_network']}\nload it with:\n", markup=False)

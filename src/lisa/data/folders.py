@@ -4,7 +4,8 @@ The layout::
 
     data/
       images/       any depth of subfolders; the path without its suffix is the sample's key
-      conditions/   the same names (any picture suffix); a condition is as large as its image
+      conditions/   the same names (any picture suffix); a condition is as large as its image; several kinds of
+                    conditions lie in folders of their own, named after them: conditions/canny/, conditions/depth/
       captions/     the same names with .txt; or the .txt beside the image; or a metadata file instead
       metadata.jsonl (or .csv), here or in images/: file_name, text (or caption), optionally conditioning_image
 
@@ -13,40 +14,26 @@ Where no condition is asked for, a plain folder of pictures will do as well.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lisa.common.errors import LisaError, nearest
 from lisa.data.images import SUFFIXES, image_size, list_images, load_rgb, looks_truncated
-from lisa.data.samples import PARTS, Part, Sample, content_hash
-
-_METADATA = ("metadata.jsonl", "metadata.csv")
-_CAPTION_COLUMNS = ("text", "caption")
-_CONDITION_COLUMNS = ("conditioning_image", "condition")
+from lisa.data.metadata import Row, read_metadata, read_text
+from lisa.data.samples import PARTS, Part, Sample, content_hash, stack_pictures
 
 
 @dataclass(frozen=True)
 class _Entry:
     key: str
     image: Path
-    condition: Path | None
+    conditions: tuple[Path, ...]  # stacked in this order; empty where there is none
     caption: str
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What a metadata file says about one image."""
-
-    caption: str | None
-    condition: Path | None
 
 
 class PairedFolder:
@@ -65,7 +52,8 @@ class PairedFolder:
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]
         image = load_rgb(entry.image)
-        condition = None if entry.condition is None else load_rgb(entry.condition, backdrop=(0, 0, 0))
+        pictures = [load_rgb(file, backdrop=(0, 0, 0)) for file in entry.conditions]
+        condition = stack_pictures(pictures, repr(entry.key)) if pictures else None
         return Sample(entry.key, image, condition, entry.caption)
 
     @cached_property
@@ -80,34 +68,33 @@ class PairedFolder:
     @cached_property
     def _part_fingerprints(self) -> dict[Part, str]:
         images = _hash_files(e.image for e in self._entries)
-        conditions = _hash_files(e.condition for e in self._entries)
+        conditions = _hash_files(file for e in self._entries for file in (e.conditions or (None,)))
         return {
             "image": content_hash("folder image", self.keys, images),
             "condition": content_hash("folder condition", self.keys, conditions),
             "caption": content_hash("folder caption", self.keys, self.captions),
         }
 
-    def paths(self, index: int) -> tuple[Path, Path | None]:
-        """The files of the image and of the condition of a sample."""
+    def paths(self, index: int) -> tuple[Path, ...]:
+        """The files of the image and of the conditions of a sample."""
         entry = self._entries[index]
-        return entry.image, entry.condition
+        return entry.image, *entry.conditions
 
     def suspects(self) -> list[int]:
         """Samples with a file that may be truncated, by a cheap look at the files' ends."""
-        return [
-            i
-            for i, e in enumerate(self._entries)
-            if looks_truncated(e.image) or (e.condition is not None and looks_truncated(e.condition))
-        ]
+        return [i for i in range(len(self)) if any(looks_truncated(file) for file in self.paths(i))]
 
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the image and of the condition of a sample, from the files' headers."""
-        entry = self._entries[index]
-        return image_size(entry.image), None if entry.condition is None else image_size(entry.condition)
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the image and of the conditions of a sample, from the files' headers."""
+        return tuple(image_size(file) for file in self.paths(index))
 
 
 def paired_folder(
-    path: str | Path, *, require_condition: bool = True, default_caption: str | None = None
+    path: str | Path,
+    *,
+    require_condition: bool = True,
+    default_caption: str | None = None,
+    conditions: Sequence[str] = (),
 ) -> PairedFolder:
     """Open a folder of images, conditions and captions (the layout is in the module's documentation).
 
@@ -116,6 +103,8 @@ def paired_folder(
         require_condition: False takes images without conditions (pretraining, ``lisa prepare``); conditions that are
             there are then still read.
         default_caption: the caption of images that have none; without it they are an error.
+        conditions: names of the kinds of conditions. Several are read from ``conditions/<name>/`` each and stacked in
+            this order; so is a single one where that folder exists.
 
     Raises:
         LisaError: no such folder, no images in it, images without condition or caption (named), two images with one
@@ -134,13 +123,12 @@ def paired_folder(
         raise LisaError(f"{str(images)!r} holds no images", f"Supported are {', '.join(SUFFIXES)}")
     keys = [f.relative_to(images).with_suffix("").as_posix() for f in files]
     _refuse_twins(images, keys)
-    metadata = _read_metadata(root, images)
-    conditions = _by_stem(root / "conditions")
-    entries = [
-        _entry(key, file, root, metadata, conditions, default_caption) for key, file in zip(keys, files, strict=True)
-    ]
-    _refuse_incomplete(root, entries, require_condition)
-    return PairedFolder(root, [_Entry(e.key, e.image, e.condition, e.caption or "") for e in entries])
+    metadata = read_metadata(root, images)
+    folders = _condition_folders(root, images, conditions)
+    found = [_by_stem(folder) for folder in folders]
+    entries = [_entry(key, file, root, metadata, found, default_caption) for key, file in zip(keys, files, strict=True)]
+    _refuse_incomplete(root, folders, entries, require_condition)
+    return PairedFolder(root, [_Entry(e.key, e.image, _known(e.conditions), e.caption or "") for e in entries])
 
 
 def require_folder(path: str | Path) -> Path:
@@ -163,24 +151,51 @@ def require_folder(path: str | Path) -> Path:
 class _Draft:
     key: str
     image: Path
-    condition: Path | None
+    conditions: tuple[Path | None, ...]
     caption: str | None
+
+
+def _known(conditions: tuple[Path | None, ...]) -> tuple[Path, ...]:
+    """All of them, or none where one is missing."""
+    known = tuple(file for file in conditions if file is not None)
+    return known if len(known) == len(conditions) else ()
+
+
+def _condition_folders(root: Path, images: Path, names: Sequence[str]) -> list[Path]:
+    """Where each kind of condition lies. A single one has the folder to itself, unless there is one of its name (which
+    is not just the mirror of a subfolder of the images).
+    """
+    folder = root / "conditions"
+    if len(names) == 1 and (not (folder / names[0]).is_dir() or (images / names[0]).is_dir()):
+        return [folder]
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        raise LisaError(
+            f"{str(root)!r} has no folder 'conditions/{missing[0]}'",
+            "Several conditions lie in one folder each, under the names of the images",
+            there,
+        )
+    return [folder / name for name in names] or [folder]
 
 
 def _entry(
     key: str,
     image: Path,
     root: Path,
-    metadata: dict[Path, _Row],
-    conditions: dict[str, Path],
+    metadata: dict[Path, Row],
+    conditions: Sequence[dict[str, Path]],
     default_caption: str | None,
 ) -> _Draft:
-    row = metadata.get(image.resolve(), _Row(None, None))
+    row = metadata.get(image.resolve(), Row(None, None))
     caption = row.caption
     for text in (root / "captions" / f"{key}.txt", image.with_suffix(".txt")):
         if caption is None and text.is_file():
-            caption = _read_text(text).strip()
-    return _Draft(key, image, row.condition or conditions.get(key), default_caption if caption is None else caption)
+            caption = read_text(text).strip()
+    files = tuple(known.get(key) for known in conditions)
+    if row.condition is not None and len(files) == 1:  # what a metadata file names is one picture
+        files = (row.condition,)
+    return _Draft(key, image, files, default_caption if caption is None else caption)
 
 
 def _refuse_twins(images: Path, keys: list[str]) -> None:
@@ -192,12 +207,17 @@ def _refuse_twins(images: Path, keys: list[str]) -> None:
         )
 
 
-def _refuse_incomplete(root: Path, entries: list[_Draft], require_condition: bool) -> None:
+def _refuse_incomplete(root: Path, folders: list[Path], entries: list[_Draft], require_condition: bool) -> None:
     problems, remedies = [], []
-    bare = [e.key for e in entries if e.condition is None]
-    if bare and require_condition:
-        problems.append(f"{_images(len(bare), len(entries))} without a condition ({_few(bare)})")
-        remedies.append("put a picture of the same name into 'conditions/' for each, or make them with 'lisa prepare'")
+    for number, folder in enumerate(folders if require_condition else []):
+        bare = [e.key for e in entries if e.conditions[number] is None]
+        if bare:
+            place = folder.relative_to(root).as_posix()
+            which = "a condition" if len(folders) == 1 else f"a condition in {place!r}"
+            problems.append(f"{_images(len(bare), len(entries))} without {which} ({_few(bare)})")
+            remedies.append(
+                f"put a picture of the same name into '{place}/' for each, or make them with 'lisa prepare'"
+            )
     mute = [e.key for e in entries if e.caption is None]
     if mute:
         problems.append(f"{_images(len(mute), len(entries))} without a caption ({_few(mute)})")
@@ -223,56 +243,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     stems = [f.relative_to(folder).with_suffix("").as_posix() for f in files]
     _refuse_twins(folder, stems)
     return dict(zip(stems, files, strict=True))
-
-
-def _read_metadata(root: Path, images: Path) -> dict[Path, _Row]:
-    """Rows by the resolved path of the image they speak of."""
-    found = [folder / name for folder in dict.fromkeys((root, images)) for name in _METADATA]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        raise LisaError(f"several metadata files: {', '.join(repr(str(p)) for p in found)}", "Keep one of them")
-    rows: dict[Path, _Row] = {}
-    for number, fields in enumerate(_rows(found[0]) if found else [], start=1):
-        where = f"{str(found[0])!r}, entry {number}"
-        if not isinstance(fields, dict) or not fields.get("file_name"):
-            raise LisaError(f"{where}, has no 'file_name'", "Each entry needs file_name and text")
-        image = _find(where, str(fields["file_name"]), (found[0].parent, images))
-        condition = next((fields[c] for c in _CONDITION_COLUMNS if fields.get(c)), None)
-        caption = next((fields[c] for c in _CAPTION_COLUMNS if fields.get(c) is not None), None)
-        if image in rows:
-            raise LisaError(f"{where}, names {str(fields['file_name'])!r} again", "Keep one entry per image")
-        rows[image] = _Row(
-            None if caption is None else str(caption).strip(),
-            None if condition is None else _find(where, str(condition), (found[0].parent, root / "conditions")),
-        )
-    return rows
-
-
-def _rows(path: Path) -> Iterable[Any]:
-    lines = _read_text(path).splitlines()
-    if path.suffix == ".csv":
-        yield from csv.DictReader(_read_text(path).splitlines(keepends=True))
-        return
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LisaError(f"line {number} of {str(path)!r} is not valid JSON ({error.msg})") from None
-
-
-def _find(where: str, name: str, folders: Iterable[Path]) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return (folder / name).resolve()
-    raise LisaError(f"{where}, names {name!r}, which does not exist", "Paths are relative to the metadata file")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise LisaError(f"{str(path)!r} is not UTF-8 text", "Save it as UTF-8") from None
 
 
 def hash_file(path: Path) -> str:

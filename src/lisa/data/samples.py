@@ -26,7 +26,7 @@ class Sample:
     Attributes:
         key: a stable name, unique within its source (for folders the relative path without its suffix).
         image: uint8 (H, W, 3).
-        condition: uint8 (H, W, 3), or None where the source has none.
+        condition: uint8 (H, W, 3), or (H, W, 3 n) for n condition pictures stacked; None where the source has none.
         caption: the words; may be empty.
         truth: exact knowledge about the picture that evaluation uses (procedural scenes have it), or None.
     """
@@ -125,6 +125,24 @@ class Subset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.parent[self.indices[index]]
+
+
+def stack_pictures(pictures: Sequence[ByteArray], label: str) -> ByteArray:
+    """Pictures (H, W, 3) as one array (H, W, 3 n), in their order; ``label``: what to call them in a message.
+
+    Raises:
+        LisaError: they are not all of one size.
+    """
+    if len({picture.shape for picture in pictures}) > 1:
+        sizes = ", ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pictures)
+        raise LisaError(f"the conditions of {label} are {sizes} pixels", "Stacked conditions must have one size")
+    return pictures[0] if len(pictures) == 1 else np.concatenate(pictures, axis=-1)
+
+
+def unstack_pictures(stacked: ByteArray) -> list[ByteArray]:
+    """The pictures (H, W, 3) that :func:`stack_pictures` was given."""
+    channels = stacked.shape[-1]
+    return [np.ascontiguousarray(stacked[..., first : first + 3]) for first in range(0, channels, 3)]
 
 
 def content_hash(*values: Any, length: int = 20) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lisa.common.errors import LisaError, choose
 from lisa.data import scenes
 from lisa.data.folders import PairedFolder, paired_folder, require_folder
-from lisa.data.samples import PARTS, Part, Sample, Source, content_hash
+from lisa.data.samples import PARTS, Part, Sample, Source, content_hash, stack_pictures, unstack_pictures
 from lisa.data.tables import TableSource, hub, parquet
 
 __all__ = [
@@ -34,7 +34,8 @@ class ScenesSource:
     """Procedural scenes with exact conditions and exact truth (see :mod:`lisa.data.scenes`).
 
     Args:
-        condition: one of :data:`lisa.data.scenes.SCENE_CONDITIONS`, or None for pictures alone.
+        condition: one of :data:`lisa.data.scenes.SCENE_CONDITIONS`, several of them to be stacked in that order, or
+            None for pictures alone.
         seed: the stream of scenes.
         count: how many.
         size: side of the pictures in pixels.
@@ -45,17 +46,23 @@ class ScenesSource:
     """
 
     def __init__(
-        self, condition: str | None = None, seed: int = 0, count: int = 10_000, size: int = 64, start: int = 0
+        self,
+        condition: str | Sequence[str] | None = None,
+        seed: int = 0,
+        count: int = 10_000,
+        size: int = 64,
+        start: int = 0,
     ) -> None:
-        if condition is not None:
-            choose("scene condition", condition, scenes.SCENE_CONDITIONS)
+        names = [condition] if isinstance(condition, str) else list(condition or ())
+        for name in names:
+            choose("scene condition", name, scenes.SCENE_CONDITIONS)
         for what, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0), ("start", start, 0)):
             if value < least:
                 raise LisaError(f"scenes: {what} is {value}, it must be at least {least}")
-        if condition == "lowres" and size % 8:
+        if "lowres" in names and size % 8:
             raise LisaError(f"scenes: size is {size}, for 'lowres' it must be a multiple of 8")
-        self.condition, self.seed, self.count, self.size, self.start = condition, seed, count, size, start
-        self.name = _SCENES if condition is None else f"{_SCENES}:{condition}"
+        self.conditions, self.seed, self.count, self.size, self.start = names, seed, count, size, start
+        self.name = f"{_SCENES}:{'+'.join(names)}" if names else _SCENES
 
     @cached_property
     def keys(self) -> list[str]:
@@ -75,7 +82,8 @@ class ScenesSource:
     def part_fingerprint(self, part: Part) -> str:
         """Hash of the settings that affect one part of the samples."""
         stream = [_SCENES_VERSION, self.seed, self.start, self.count]
-        own = {"image": [self.size], "condition": [self.size, self.condition], "caption": []}[part]
+        condition = self.conditions[0] if len(self.conditions) == 1 else self.conditions or None
+        own = {"image": [self.size], "condition": [self.size, condition], "caption": []}[part]
         return content_hash(_SCENES, part, stream, own)
 
     def __len__(self) -> int:
@@ -86,10 +94,11 @@ class ScenesSource:
             raise IndexError(index)
         index %= self.count
         scene = scenes.make_scene(self.seed, self.start + index)
+        drawn = [scene.condition(name, self.size) for name in self.conditions]
         return Sample(
             key=self._key(index),
             image=scene.image(self.size),
-            condition=None if self.condition is None else scene.condition(self.condition, self.size),
+            condition=stack_pictures(drawn, self._key(index)) if drawn else None,
             caption=scene.caption(),
             truth={**scene.truth(), "instances": scene.instances(self.size)},
         )
@@ -103,6 +112,7 @@ def open_source(
     *,
     require_condition: bool = True,
     default_caption: str | None = None,
+    conditions: Sequence[str] = (),
     scene_options: dict[str, Any] | None = None,
     table_options: dict[str, Any] | None = None,
     hub_options: dict[str, Any] | None = None,
@@ -114,6 +124,7 @@ def open_source(
             Hub name ``owner/name`` (``hub:owner/name`` where a local folder has the same name).
         require_condition: refuse a source without conditions.
         default_caption: the caption of samples that have none.
+        conditions: the names of the conditions: what scenes draw, and where a folder has several, which to read.
         scene_options: arguments of :class:`ScenesSource`.
         table_options: arguments of :func:`lisa.data.tables.parquet` or :func:`lisa.data.tables.hub`.
         hub_options: arguments of :func:`lisa.data.tables.hub` alone, such as ``split``.
@@ -123,7 +134,8 @@ def open_source(
     """
     text = str(spec)
     if text.split(":")[0] == _SCENES:
-        return _open_scenes(text, require_condition, scene_options or {})
+        named = {"condition": list(conditions)} if conditions else {}
+        return _open_scenes(text, require_condition, {**named, **(scene_options or {})})
     options = dict(table_options or {}, default_caption=default_caption)
     if not require_condition:
         options.setdefault("condition_column", None)
@@ -137,7 +149,12 @@ def open_source(
             return hub(text, **options, **(hub_options or {}))
         except LisaError as error:
             raise LisaError(f"there is no folder {text!r}, and as a Hub name: {error.problem}", error.remedy) from error
-    return paired_folder(require_folder(spec), require_condition=require_condition, default_caption=default_caption)
+    return paired_folder(
+        require_folder(spec),
+        require_condition=require_condition,
+        default_caption=default_caption,
+        conditions=conditions,
+    )
 
 
 @dataclass
@@ -167,7 +184,7 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
     if len(source) == 0:
         raise LisaError(f"{source.name} holds no samples")
     picked = _spread(len(source), sample_limit) | _suspects(source)
-    shapes, constant, conditions = [], 0, 0
+    shapes, flat = [], []
     for index in sorted(picked):
         sample = source[index]
         shapes.append(sample.image.shape[:2])
@@ -176,26 +193,31 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
                 raise LisaError(f"{source.name}: sample {sample.key!r} has no condition")
             continue
         _same_size(source.name, sample.key, sample.image.shape[:2], sample.condition.shape[:2])
-        conditions += 1
-        constant += int((sample.condition == sample.condition[0, 0]).all())
-    return SourceReport(len(source), len(picked), min(shapes), max(shapes), _constant(source, constant, conditions))
+        flat.append([bool((each == each[0, 0]).all()) for each in unstack_pictures(sample.condition)])
+    return SourceReport(len(source), len(picked), min(shapes), max(shapes), _constant(source, flat))
 
 
 def _suspects(source: Source) -> set[int]:
     """Samples of a folder to decode in any case: files that look truncated, heads that tell of unequal sizes."""
     if not isinstance(source, PairedFolder):
         return set()
-    unequal = {i for i in range(len(source)) if len(set(source.sizes(i)) - {None}) > 1}
+    unequal = {i for i in range(len(source)) if len(set(source.sizes(i))) > 1}
     return unequal | set(source.suspects())
 
 
-def _constant(source: Source, constant: int, conditions: int) -> list[str]:
-    if constant and constant == conditions:
-        raise LisaError(
-            f"{source.name}: all {conditions} condition images checked are constant (one colour each)",
-            "A side network cannot learn from them: check how the conditions were made",
-        )
-    return [f"{constant} of {conditions} condition images checked are constant"] if constant else []
+def _constant(source: Source, flat: Sequence[Sequence[bool]]) -> list[str]:
+    """``flat``: for each sample checked, whether each of its stacked condition pictures is of one colour."""
+    notes = []
+    for number, column in enumerate(zip(*flat, strict=True), start=1):
+        constant, where = sum(column), f" of condition {number}" if len(flat[0]) > 1 else ""
+        if constant == len(column):
+            raise LisaError(
+                f"{source.name}: all {constant} condition images{where} checked are constant (one colour each)",
+                "A side network cannot learn from them: check how the conditions were made",
+            )
+        if constant:
+            notes.append(f"{constant} of {len(column)} condition images{where} checked are constant")
+    return notes
 
 
 def _same_size(name: str, key: str, image: Sequence[int], condition: Sequence[int] | None) -> None:

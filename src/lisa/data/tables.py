@@ -11,7 +11,7 @@ from typing import Any
 
 from lisa.common.errors import LisaError, nearest
 from lisa.data.images import decode_cell
-from lisa.data.samples import PARTS, Part, Sample, content_hash
+from lisa.data.samples import PARTS, Part, Sample, content_hash, stack_pictures
 
 
 class TableSource:
@@ -22,7 +22,8 @@ class TableSource:
         name: what to call it in messages.
         identity: a hash of the table's content.
         image_column: pictures (decoded, encoded bytes, or paths).
-        condition_column: pictures of the same size, or None for a source without conditions.
+        condition_column: pictures of the same size; several columns to be stacked in that order; or None for a source
+            without conditions.
         caption_column: strings, or None to give every sample ``default_caption``.
         key_column: unique names; None numbers the rows.
         default_caption: the caption where the table has none (a null).
@@ -38,21 +39,22 @@ class TableSource:
         identity: str,
         *,
         image_column: str = "image",
-        condition_column: str | None = "conditioning_image",
+        condition_column: str | Sequence[str] | None = "conditioning_image",
         caption_column: str | None = "text",
         key_column: str | None = None,
         default_caption: str | None = None,
     ) -> None:
         self.name = name
-        self._columns = {"image": image_column, "condition": condition_column, "caption": caption_column}
-        for column in (image_column, condition_column, caption_column, key_column):
+        conditions = [condition_column] if isinstance(condition_column, str) else list(condition_column or ())
+        self._image, self._conditions = image_column, conditions
+        for column in (image_column, *conditions, caption_column, key_column):
             _require_column(name, column, table.column_names)
         if not len(table):
             raise LisaError(f"{name} holds no rows")
         self.keys = _keys(name, table, key_column)
         self.captions = _captions(name, table, caption_column, default_caption)
         self._key_column, self._identity = key_column, identity
-        self._table = _undecoded(table, [c for c in (image_column, condition_column) if c is not None])
+        self._table = _undecoded(table, [image_column, *conditions])
 
     def __len__(self) -> int:
         return len(self._table)
@@ -61,11 +63,11 @@ class TableSource:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         row, where = self._table[index], f"of row {index % len(self)} of {self.name}"
-        condition = self._columns["condition"]
+        pictures = [decode_cell(row[name], f"{name!r} {where}", (0, 0, 0)) for name in self._conditions]
         return Sample(
             key=self.keys[index],
-            image=decode_cell(row[self._columns["image"]], f"{self._columns['image']!r} {where}"),
-            condition=None if condition is None else decode_cell(row[condition], f"{condition!r} {where}", (0, 0, 0)),
+            image=decode_cell(row[self._image], f"{self._image!r} {where}"),
+            condition=stack_pictures(pictures, where.removeprefix("of ")) if pictures else None,
             caption=self.captions[index],
         )
 
@@ -78,7 +80,9 @@ class TableSource:
         """The same for one part. Captions are hashed themselves, pictures by the table they are in and the column."""
         if part == "caption":
             return content_hash("table caption", self.keys, self.captions)
-        return content_hash("table", part, self._identity, self._columns[part], self._key_column)
+        several = self._conditions if len(self._conditions) > 1 else next(iter(self._conditions), None)
+        column = self._image if part == "image" else several
+        return content_hash("table", part, self._identity, column, self._key_column)
 
 
 def parquet(path: str | Path, *, cache_dir: str | Path | None = None, **columns: Any) -> TableSource:

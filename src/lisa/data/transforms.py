@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lisa.common.errors import LisaError, choose
-from lisa.data.samples import ByteArray, Sample, content_hash
+from lisa.data.samples import ByteArray, Sample, content_hash, stack_pictures, unstack_pictures
 
 Resample = Literal["auto", "nearest", "lanczos", "box"]
 _FILTERS = {
@@ -73,7 +73,7 @@ class PairedTransform:
 
         Args:
             image: uint8 (h, w, 3).
-            condition: the same size, or None.
+            condition: the same size, (h, w, 3 n) for n stacked pictures, or None.
             index: the sample's position in its source.
             step: of the training; affects the flip only.
 
@@ -83,7 +83,7 @@ class PairedTransform:
         Raises:
             LisaError: the condition is not as large as the image.
         """
-        if condition is not None and condition.shape != image.shape:
+        if condition is not None and condition.shape[:2] != image.shape[:2]:
             raise LisaError(
                 f"image is {image.shape[1]}x{image.shape[0]} pixels, its condition "
                 f"{condition.shape[1]}x{condition.shape[0]}",
@@ -93,8 +93,8 @@ class PairedTransform:
         image = _mirror(self.fit(image, index, "lanczos"), mirrored)
         if condition is None:
             return image, None
-        resample = _resample_for(condition) if self.condition_resample == "auto" else self.condition_resample
-        return image, _mirror(self.fit(condition, index, resample), mirrored)
+        pictures = [self.fit(each, index, self._resample(each)) for each in unstack_pictures(condition)]
+        return image, _mirror(stack_pictures(pictures, f"sample {index}"), mirrored)
 
     def sample(self, sample: Sample, index: int, step: int = 0) -> Sample:
         """The same for a whole sample. Its exact truth is dropped if the pixels moved."""
@@ -117,6 +117,9 @@ class PairedTransform:
             picture = np.asarray(Image.fromarray(picture).resize((wide, tall), _FILTERS[resample]))
         top, left = self._corner(tall - height, wide - width, index)
         return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+    def _resample(self, condition: ByteArray) -> str:
+        return _resample_for(condition) if self.condition_resample == "auto" else self.condition_resample
 
     def _corner(self, spare_rows: int, spare_columns: int, index: int) -> tuple[int, int]:
         if self.crop == "center":

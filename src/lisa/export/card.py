@@ -36,7 +36,7 @@ class CardFacts:
         call: how that is called.
         model: the main network, as the run named it; what of it is a path here is not told.
         data: the data set, as the run named it.
-        condition: what the conditions are.
+        conditions: what they are; several where they are stacked.
         size: (height, width) of the pictures it was trained on.
         steps: of the training.
         aligned: whether it was trained with alignment, or as the plain baseline.
@@ -53,7 +53,7 @@ class CardFacts:
     call: PipelineCall
     model: str
     data: str
-    condition: str
+    conditions: tuple[str, ...]
     size: tuple[int, int]
     steps: int
     aligned: bool
@@ -74,8 +74,8 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     if facts.summary is not None:
         sections += ["## Figures", _figures(facts.summary)]
         if facts.readings:
-            fidelity = facts.summary["fidelity"]
-            draw_curves(folder / CURVES, facts.readings, onset=facts.summary["onset"], fidelity=fidelity)
+            fidelities = list(facts.summary["fidelities"].values())
+            draw_curves(folder / CURVES, facts.readings, onset=facts.summary["onset"], fidelities=fidelities)
             sections += [f"![Held-out readings over the training steps, with 95% intervals]({CURVES})", _explained()]
     code = loading_code(
         facts.side_kind, facts.pipeline, "path/to/side_network", _shared_path(facts.model), argument=facts.call.network
@@ -129,7 +129,7 @@ def _front_matter(facts: CardFacts) -> str:
         datasets=facts.data if on_hub(facts.data) else None,
         tags=[
             "t2i-adapter" if facts.call.network == "adapter" else "controlnet",
-            *("diffusers", "diffusers-training", "lisa", facts.condition),
+            *("diffusers", "diffusers-training", "lisa", *facts.conditions),
         ],
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -141,7 +141,7 @@ def _introduction(facts: CardFacts) -> str:
         weights = f"an exponential average (decay {facts.ema}) over steps"
     base = public_name(facts.model)
     how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment, as LISA's baseline"
-    what = f"A `{facts.side_kind}` that makes {base} follow the condition '{facts.condition}', trained {how}."
+    what = f"A `{facts.side_kind}` that makes {base} follow {_named(facts.conditions)}, trained {how}."
     which = (
         f"These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model."
     )
@@ -169,30 +169,36 @@ def _figures(summary: Mapping[str, Any]) -> str:
         "control gain": _interval(summary["control_gain"]),
         "condition gap": _interval(summary["condition_gap"]),
     }
-    fidelity = summary["fidelity"]
-    if fidelity is not None:
+    fidelities: Mapping[str, Any] = summary["fidelities"]
+    for fidelity in fidelities.values():
         unit = f" {fidelity['unit']}" if fidelity["unit"] else ""
         what = f"{fidelity['metric']}{unit}"
         rows |= {
             f"fidelity without it ({what})": _interval(fidelity["without"]),
             f"fidelity with it ({what})": _interval(fidelity["with"]),
-            "gain in fidelity": _interval(fidelity["gain"]),
+            f"gain in fidelity ({what})": _interval(fidelity["gain"]),
         }
     onset = summary["onset"]
     rows["onset of control"] = "not reached" if onset is None else f"step {onset}"
     table = _table(("held-out samples", "value [95% interval]"), rows)
-    if fidelity is None:
-        note = "No protocol judges the fidelity to this condition."
-    else:
-        note = f"Fidelity: protocol `{fidelity['protocol']}`, {fidelity['samples']} held-out samples."
+    notes = [
+        f"Fidelity to {name}: protocol `{fidelity['protocol']}`, {fidelity['samples']} held-out samples."
+        for name, fidelity in fidelities.items()
+    ]
+    note = " ".join(notes) or "No protocol judges the fidelity to this condition."
     return f"{table}\n\n{_wrapped(note)}"
+
+
+def _named(conditions: Sequence[str]) -> str:
+    names = " and ".join(f"'{name}'" for name in conditions)
+    return f"the condition {names}" if len(conditions) == 1 else f"the stacked conditions {names}"
 
 
 def _training(facts: CardFacts) -> dict[str, Any]:
     height, width = facts.size
     rows: dict[str, Any] = {
         "main network": public_name(facts.model),
-        "condition": facts.condition,
+        "condition": ", ".join(facts.conditions),
         "data": public_name(facts.data),
         "size (width x height)": f"{width}x{height}",
         "steps": facts.steps,
@@ -210,7 +216,7 @@ def _limitations(facts: CardFacts) -> list[str]:
     return [
         _wrapped(f"- Made for {base} and models tuned from it; it does not fit other architectures.", hang=2),
         _wrapped(
-            f"- Trained at {width}x{height} pixels on conditions of the kind '{facts.condition}'; conditions made in "
+            f"- Trained at {width}x{height} pixels on {_named(facts.conditions)}; conditions made in "
             "another way may be followed less.",
             hang=2,
         ),

@@ -13,7 +13,7 @@ _COLOUR = "#2a6f97"
 
 
 def draw_curves(
-    path: Path, readings: Sequence[Mapping[str, Any]], *, onset: int | None, fidelity: Mapping[str, Any] | None
+    path: Path, readings: Sequence[Mapping[str, Any]], *, onset: int | None, fidelities: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write a picture with one panel per figure, each with its 95% intervals.
 
@@ -21,12 +21,12 @@ def draw_curves(
         path: of the PNG.
         readings: the ``held_out`` events of a run, in order; what has no value in any of them gets no panel.
         onset: the step at which control set in; a dotted line.
-        fidelity: of the run's summary; None where no protocol judges it.
+        fidelities: of the run's summary, one per condition that a protocol judges.
     """
     from matplotlib.figure import Figure
 
     names = [name for name in _PANELS if any(reading[name]["value"] is not None for reading in readings)]
-    count = len(names) + (fidelity is not None)
+    count = len(names) + len(fidelities)
     figure = Figure(figsize=(3.2 * count, 2.8), dpi=120, layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for name, axis in zip(names, axes, strict=False):
@@ -34,8 +34,8 @@ def draw_curves(
         if onset is not None:
             axis.axvline(onset, color="black", linestyle=":", linewidth=1)
             axis.annotate(f" onset {onset}", (onset, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
-    if fidelity is not None:
-        _draw_fidelity(axes[-1], fidelity)
+    for fidelity, axis in zip(fidelities, axes[len(names) :], strict=True):
+        _draw_fidelity(axis, fidelity)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)

@@ -101,7 +101,12 @@ class PipelineCall:
         negative: the prompt of no text, for pipelines that guide only where they are given one.
         network: of the side network, when the pipeline is made (``from_pretrained(..., controlnet=side)``).
         more: arguments that are always the same.
+        each: arguments with a list of values, one per side network, always the same.
         one_at_a_time: whether pictures of one batch would influence each other, so that each is made alone.
+        takes_tensors: whether condition pictures may come as tensors (B, 3 n, H, W) in 0..1, n of them stacked.
+        container: class of diffusers in which the pipeline takes several side networks at once, with lists of condition
+            pictures and of scales; None where it has none.
+        agree: what of their configurations must then be the same: pipeline or container go by the first one's.
     """
 
     image: str = "image"
@@ -111,7 +116,11 @@ class PipelineCall:
     negative: str | None = None
     network: str = "controlnet"
     more: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[str, Any] = field(default_factory=dict)
     one_at_a_time: bool = False
+    takes_tensors: bool = False
+    container: str | None = None
+    agree: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

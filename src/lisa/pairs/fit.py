@@ -7,6 +7,7 @@ from typing import Any
 
 from lisa.common.errors import LisaError
 from lisa.mains.base import MainNetwork
+from lisa.pairs.base import PairSpec
 from lisa.sides.base import SideNetwork, SideOptions
 
 
@@ -40,7 +41,26 @@ def refuse_stacking(options: SideOptions, kind: str) -> None:
     if options.conditions != 1:
         raise LisaError(
             f"{options.conditions} conditions stacked: a {kind} reads the latent of one picture",
-            "Train one side network per condition and use them together",
+            "Train one side network per condition",
+        )
+
+
+def check_conditions(spec: PairSpec, side: SideNetwork, count: int) -> None:
+    """Refuse a side network that reads another number of condition pictures than ``count``.
+
+    Raises:
+        LisaError: it does, or the pipeline of its kind takes no stacked pictures.
+    """
+    reads = side.condition_channels // 3
+    if reads != count:
+        raise LisaError(
+            f"the side network reads {reads} condition picture{'s' if reads > 1 else ''} at once, {count} given",
+            "Give as many conditions as it was trained for, in the same order",
+        )
+    if count > 1 and not spec.call.takes_tensors:
+        raise LisaError(
+            f"{count} conditions stacked: {spec.pipeline_name} takes one picture per side network",
+            "Train one side network per condition",
         )
 
 

@@ -62,5 +62,10 @@ FLUX_CONTROLNET = PairSpec(
     example="Flux.1 dev",
     reference_side=_reference,
     # Its guidance_scale is the embedded guidance, as everyone who samples from Flux knows it; none where not distilled.
-    call=PipelineCall(image="control_image"),
+    # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
+    call=PipelineCall(
+        image="control_image",
+        container="FluxMultiControlNetModel",
+        agree=("num_layers", "num_single_layers", "guidance_embeds"),
+    ),
 )

@@ -93,5 +93,10 @@ HUNYUAN_CONTROLNET = PairSpec(
     reference_side=_reference,
     # Without use_resolution_binning=False the picture is made in the nearest of ten standard sizes, whatever is asked
     # for. The condition's latent is drawn from torch's global generator, one draw for the whole batch.
-    call=PipelineCall(image="control_image", more={"use_resolution_binning": False}, one_at_a_time=True),
+    call=PipelineCall(
+        image="control_image",
+        more={"use_resolution_binning": False},
+        one_at_a_time=True,
+        container="HunyuanDiT2DMultiControlNetModel",
+    ),
 )

@@ -60,5 +60,6 @@ QWEN_CONTROLNET = PairSpec(
     default_layer="block.2",
     example="Qwen-Image",
     reference_side=_reference,
+    # No container: QwenImageMultiControlNetModel takes several pictures for one ControlNet, not several ControlNets.
     call=PipelineCall(image="control_image", guidance="true_cfg_scale", negative=EMPTY),
 )

@@ -44,6 +44,8 @@ def _lent(module: Any) -> Any:
 
     A ControlNet without positions of its own is given a copy of the transformer's, and would be saved with it.
     """
+    if hasattr(module, "nets"):  # several of them
+        return type(module)([_lent(net) for net in module.nets])
     if module.config.use_pos_embed:
         return module
     shell = copy.copy(module)
@@ -76,5 +78,11 @@ SD3_CONTROLNET = PairSpec(
     example="Stable Diffusion 3 medium",
     reference_side=_reference,
     # It draws the condition's latent from torch's global generator, one draw for the whole batch.
-    call=PipelineCall(image="control_image", one_at_a_time=True),
+    # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
+    call=PipelineCall(
+        image="control_image",
+        one_at_a_time=True,
+        container="SD3MultiControlNetModel",
+        agree=("num_layers", "force_zeros_for_pooled_projection", "joint_attention_dim"),
+    ),
 )

@@ -86,6 +86,7 @@ SDXL_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion XL base 1.0",
     reference_side=_reference,
+    call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )
 
 SDXL_CONTROLNET_UNION = PairSpec(
@@ -107,6 +108,10 @@ SDXL_CONTROLNET_UNION = PairSpec(
     example="Stable Diffusion XL base 1.0",
     reference_side=_union_reference,
     call=PipelineCall(
-        image="control_image", more={"control_mode": [ControlNetUnionSide.control_type]}, one_at_a_time=True
+        image="control_image",
+        each={"control_mode": ControlNetUnionSide.control_type},
+        one_at_a_time=True,
+        container="MultiControlNetUnionModel",
+        agree=("global_pool_conditions",),
     ),
 )

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.stable_diffusion import load_stable_diffusion
-from lisa.pairs.base import PairSpec
+from lisa.pairs.base import PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork
@@ -31,7 +31,7 @@ def check_controlnet_fits(main: MainNetwork, side: SideNetwork) -> None:
     factor = 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)
     if factor != main.latent_factor:
         raise misfit(main, f"it shrinks conditions by {factor}, the main network's latents by {main.latent_factor}")
-    if theirs.conditioning_channels != 3:
+    if theirs.conditioning_channels % 3:
         raise misfit(main, f"it takes conditions of {theirs.conditioning_channels} channels, pictures have 3")
 
 
@@ -70,4 +70,5 @@ SD_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion 1.5",
     reference_side=_reference,
+    call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )

@@ -16,7 +16,9 @@ from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.t2i_adapter import T2IAdapterSide, adapter_options
 
-_CALL = PipelineCall(scale="adapter_conditioning_scale", network="adapter")
+_CALL = PipelineCall(
+    scale="adapter_conditioning_scale", network="adapter", container="MultiAdapter", takes_tensors=True
+)
 
 
 def check_adapter_fits(main: MainNetwork, side: SideNetwork) -> None:
@@ -35,7 +37,7 @@ def check_adapter_fits(main: MainNetwork, side: SideNetwork) -> None:
     if config.downscale_factor != wanted["downscale_factor"]:
         factor = wanted["downscale_factor"]
         raise misfit(main, f"it shrinks conditions by {config.downscale_factor}, the main network needs {factor}")
-    if config.in_channels != 3:
+    if config.in_channels % 3:
         raise misfit(main, f"it takes conditions of {config.in_channels} channels, pictures have 3")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lisa.common.files import atomic_write
+from lisa.data.samples import unstack_pictures
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: int = 1) -> Image.Image:
@@ -35,6 +36,23 @@ def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *
     for i, title in enumerate(titles):
         draw.text(((i + 0.5) * width, head / 2), title, fill="black", font=font, anchor="mm")
     return image
+
+
+def titled_rows(
+    conditions: Sequence[str], rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
+) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Rows that begin with their stacked condition (H, W, 3 n), as rows with each of its pictures in a column.
+
+    Args:
+        conditions: their names.
+        rows: (stacked condition, other pictures ...).
+        titles: of the columns after the condition's.
+
+    Returns:
+        Rows and titles for :func:`labelled_grid`; a single condition's column is called ``condition``.
+    """
+    names = ["condition"] if len(conditions) == 1 else list(conditions)
+    return [[*unstack_pictures(row[0]), *row[1:]] for row in rows], [*names, *titles]
 
 
 def save_png(image: Image.Image, path: Path) -> None:

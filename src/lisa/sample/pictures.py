@@ -16,21 +16,34 @@ from lisa.pairs import PipelineCall
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to make: ``condition`` is uint8 (H, W, 3), at the size of the picture."""
+    """One picture to make.
+
+    ``condition`` is uint8 (H, W, 3) at the size of the picture, (H, W, 3 n) for n stacked ones; ``others`` are those of
+    the second side network and the further ones, where several are used together.
+    """
 
     key: str
     prompt: str
     condition: np.ndarray
     seed: int
+    others: tuple[np.ndarray, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[np.ndarray, ...]:
+        """One per side network."""
+        return (self.condition, *self.others)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """``steps`` of the sampler, classifier-free ``guidance`` (1: none), ``control_scale`` of the residuals."""
+    """``steps`` of the sampler, classifier-free ``guidance`` (1: none), ``control_scale`` of the residuals.
+
+    Where there are several side networks, ``control_scale`` has a value for each.
+    """
 
     steps: int = 20
     guidance: float = 3.0
-    control_scale: float = 1.0
+    control_scale: float | tuple[float, ...] = 1.0
     batch_size: int = 16
 
 
@@ -60,15 +73,31 @@ def sample_pictures(
                 num_inference_steps=settings.steps,
                 generator=[torch.Generator().manual_seed(request.seed) for request in chosen],
                 output_type="np",
-                **{
-                    call.image: [Image.fromarray(request.condition) for request in chosen],
-                    call.scale: settings.control_scale,
-                    call.guidance: settings.guidance + call.guidance_offset,
-                },
+                **_control(chosen, settings.control_scale, call),
+                **{call.guidance: settings.guidance + call.guidance_offset},
                 **({} if call.negative is None else {"negative_prompt": [call.negative] * len(chosen)}),
                 **call.more,
             ).images
         yield from zip(chosen, (np.asarray(images) * 255).round().astype(np.uint8), strict=True)
+
+
+def _control(chosen: Sequence[Request], scale: float | tuple[float, ...], call: PipelineCall) -> dict[str, Any]:
+    """Condition pictures and scales: one side network's as such, those of several as lists."""
+    by_side = list(zip(*[request.conditions for request in chosen], strict=True))
+    several = len(by_side) > 1
+    # Of the pipelines that take tensors, some take lists of pictures for several side networks only sample by sample.
+    given = [
+        _tensor(each) if call.takes_tensors and (several or each[0].shape[-1] > 3) else [*map(Image.fromarray, each)]
+        for each in by_side
+    ]
+    scales = list(scale) if isinstance(scale, tuple) else scale
+    lists = {name: [value] * len(by_side) for name, value in call.each.items()}
+    return {call.image: given if several else given[0], call.scale: scales, **lists}
+
+
+def _tensor(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 (H, W, 3 n) each to (B, 3 n, H, W) in 0..1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 @contextmanager

@@ -59,6 +59,10 @@ class SideNetwork(Protocol):
     sees_x_t: bool  # if not, the decoder is given the noisy latent beside the feature
     lora_targets: tuple[str, ...]  # ends of the names of layers that adapters are put on; none: it is no copy
 
+    @property
+    def condition_channels(self) -> int:
+        """Channels of the pictures it reads: 3 for each of the stacked conditions."""
+
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """Residuals for the main network. ``t`` is what the network's timestep argument takes; ``condition``: what
         ``reads`` says.
@@ -95,6 +99,11 @@ class DiffusersSide:
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
         self.callee: Any = module  # what forward() calls: the trainer puts the distributed wrapper here
+
+    @property
+    def condition_channels(self) -> int:
+        """Those of one picture: what reads latents reads no more."""
+        return 3
 
     @classmethod
     def from_folder(cls, source: str, default_config: Callable[[], Mapping[str, Any]] | None = None) -> Self:

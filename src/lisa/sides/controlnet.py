@@ -53,6 +53,11 @@ class ControlNetSide(DiffusersSide):
             ) from error
         return cls(module.float())
 
+    @property
+    def condition_channels(self) -> int:
+        """As it was made for."""
+        return int(self.module.config.conditioning_channels)
+
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """``(down, mid)``: what ``UNet2DConditionModel`` takes as additional residuals."""
         return self._run(x_t, t, context, controlnet_cond=in_dtype_of(self.module, condition))

@@ -37,6 +37,11 @@ class T2IAdapterSide(DiffusersSide):
         options = adapter_options(network, latent_factor)
         return cls(T2IAdapter(in_channels=condition_channels, **options).float())
 
+    @property
+    def condition_channels(self) -> int:
+        """As it was made for."""
+        return int(self.module.config.in_channels)
+
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """The maps as a list, one per place where they enter: ``UNet2DConditionModel``'s intra-block residuals."""
         return self.callee(in_dtype_of(self.module, condition))

@@ -91,7 +91,10 @@ class DataSettings(Settings):
     source: str = Field(
         "scenes", description="scenes, a folder (images/, conditions/, captions), a parquet file, or a Hub name."
     )
-    condition: str = Field("edges", description="What the conditions are; picks the scene drawing and the fidelity.")
+    condition: str | list[str] = Field(
+        "edges",
+        description="What the conditions are; picks the scene drawing and the fidelity. Several are stacked.",
+    )
     size: int | tuple[int, int] = Field(64, description="Pixels: side of a square, or [height, width].")
     crop: Literal["center", "random"] = Field("center", description="Crop; random is fixed per sample.")
     flip: bool = Field(False, description="Mirror image and condition in half of the visits.")
@@ -100,7 +103,9 @@ class DataSettings(Settings):
     held_out: int = Field(64, ge=2, description="Samples never trained on, chosen by the hash of their names.")
     default_caption: str | None = Field(None, description="Caption of samples that have none; empty: an error.")
     image_column: str = Field("image", description="Column of the image (parquet, Hub).")
-    condition_column: str = Field("conditioning_image", description="Column of the condition (parquet, Hub).")
+    condition_column: str | list[str] = Field(
+        "conditioning_image", description="Column of the condition (parquet, Hub); one for each of several conditions."
+    )
     caption_column: str = Field("text", description="Column of the caption (parquet, Hub).")
     split: str = Field("train", description="Split of a Hub data set.")
     cache: tuple[CacheItem, ...] = Field(("latents", "text"), description="What is computed once and kept on disk.")
@@ -113,6 +118,19 @@ class DataSettings(Settings):
         if min(value if isinstance(value, tuple) else (value,)) < 16:
             raise ValueError("at least 16 pixels")
         return value
+
+    @field_validator("condition", "condition_column")
+    @classmethod
+    def _different(cls, value: str | list[str]) -> str | list[str]:
+        names = [value] if isinstance(value, str) else value
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError("must be a name, or a list of different names")
+        return names[0] if len(names) == 1 else names
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions, in the order in which they are stacked."""
+        return (self.condition,) if isinstance(self.condition, str) else tuple(self.condition)
 
     @property
     def height_width(self) -> tuple[int, int]:

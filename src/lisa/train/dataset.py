@@ -29,8 +29,8 @@ class Batch:
     """One batch on the device.
 
     ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior
-    mean and standard deviation; ``condition`` (B, 3, H, W) in 0..1, or its latent (B, C, h, w); ``context`` of the
-    captions, ``empty`` of no caption.
+    mean and standard deviation; ``condition`` (B, 3 n, H, W) in 0..1 for n stacked pictures, or the latent of one
+    (B, C, h, w); ``context`` of the captions, ``empty`` of no caption.
     """
 
     visits: list[int]
@@ -50,6 +50,7 @@ class EncodedData:
         cache: the folder of caches.
         cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept.
         reads: what the side network reads: ``pixels`` of the condition, or their ``latents``.
+        conditions: how many condition pictures of a sample are stacked.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class EncodedData:
         cache: Path,
         cached: Sequence[str],
         reads: str = "pixels",
+        conditions: int = 1,
     ) -> None:
         self.source, self.main, self.transform, self.reads = source, main, transform, reads
+        self.conditions = conditions
         self.variants = 2 if transform.flip else 1  # as it is, mirrored
         self._still = PairedTransform(
             transform.size, transform.crop, False, transform.seed, transform.condition_resample
@@ -152,7 +155,7 @@ class EncodedData:
         }
         if self.reads == "pixels":
             store = ArrayCache(self._cache, cache_key(kind="conditions", **facts))
-            shape = (len(self), self.variants, *self.transform.size, 3)
+            shape = (len(self), self.variants, *self.transform.size, 3 * self.conditions)
             return store.get_or_build("conditions", shape, np.uint8, read, chunk=_CHUNK)
         encoder = modules_hash(self.main.encoder_modules("image"))
         store = ArrayCache(self._cache, cache_key(kind="condition latents", encoder=encoder, **facts))
@@ -160,7 +163,7 @@ class EncodedData:
         return store.get_or_build("condition_latents", shape, np.float32, encode, chunk=_CHUNK)
 
     def _condition(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to what the side network reads."""
+        """uint8 (B, H, W, 3 n) to what the side network reads."""
         unit = pixels.permute(0, 3, 1, 2).float() / 255
         return unit if self.reads == "pixels" else self.main.encode_condition(unit)
 

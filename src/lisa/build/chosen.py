@@ -1,0 +1,126 @@
+"""Which networks are meant: side networks by run folder, folder or Hub name, each with a weight; their main network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lisa.common.errors import LisaError
+from lisa.common.runfolder import RunFolder
+from lisa.train.config import ModelSettings, TrainConfig
+from lisa.train.settings import load_settings
+
+# Of model.*, what says which main network it is; the rest says how it is run.
+_IDENTITY = ("path", "pair", "variant", "single_file_config")
+
+
+@dataclass(frozen=True)
+class ChosenSide:
+    """A side network to generate with.
+
+    Attributes:
+        name: as it was given.
+        source: side network folder or Hub name.
+        weight: its scale.
+        config: of the run it comes from; None where it was not named by its run folder.
+    """
+
+    name: str
+    source: str
+    weight: float
+    config: TrainConfig | None
+
+
+def read_run(run: Path) -> TrainConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        LisaError: it is no run folder.
+    """
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        raise LisaError(
+            f"{str(run)!r} is not a run folder (it has no config.yaml)", "Name the folder that lisa train wrote"
+        )
+    return load_settings(TrainConfig, folder.config)
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """``A=0.8`` as (``A``, 0.8), and ``A`` as (``A``, 1.0).
+
+    Only a number after the last ``=`` is a weight, and what lies on this disk under the whole name is meant as it is:
+    the run folder ``runs/lr=0.001`` has the weight 1, and ``runs/lr=0.001=0.5`` another one.
+
+    Raises:
+        LisaError: a negative or infinite weight.
+    """
+    name, sign, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        return text, 1.0
+    if not sign or not name or Path(text).exists():
+        return text, 1.0
+    if not math.isfinite(weight) or weight < 0:
+        raise LisaError(f"the weight of {text!r} is {number}", "A weight is a number of at least 0")
+    return name, weight
+
+
+def choose_sides(run: Path | None, sides: Sequence[str]) -> list[ChosenSide]:
+    """The side networks named with ``--side``, or else the run's own.
+
+    Raises:
+        LisaError: none was named, or a run has none yet.
+    """
+    if sides:
+        return [_side(*split_weight(text)) for text in sides]
+    if run is None:
+        raise LisaError("no side network was named", "Give --run RUN or --side FOLDER")
+    return [_of_run(str(run), run, 1.0)]
+
+
+def _side(name: str, weight: float) -> ChosenSide:
+    path = Path(name)
+    return _of_run(name, path, weight) if RunFolder(path).config.is_file() else ChosenSide(name, name, weight, None)
+
+
+def _of_run(name: str, run: Path, weight: float) -> ChosenSide:
+    folder, config = RunFolder(run).side_network, read_run(run)
+    if not folder.is_dir():
+        raise LisaError(f"the run {str(run)!r} has no side network yet", "Let the training finish (--resume)")
+    return ChosenSide(name, str(folder), weight, config)
+
+
+def choose_model(path: str | None, run: TrainConfig | None, sides: Sequence[ChosenSide]) -> ModelSettings:
+    """The main network: ``path``, or that of the run, or that of the side networks' runs, which must agree.
+
+    Raises:
+        LisaError: they do not, or nothing tells which it is.
+    """
+    runs = [("--run", run), *[(side.name, side.config) for side in sides]]
+    known = [(name, config.model) for name, config in runs if config is not None]
+    if not known and path is None:
+        raise LisaError("no main network was named", "Give --model (tiny-sd, a folder or a Hub name) beside --side")
+    chosen = known[0][1] if known else ModelSettings()
+    if path is not None:
+        chosen = chosen.model_copy(update={"path": path})
+    for name, model in known[1:]:
+        for key in _IDENTITY:
+            ours, theirs = getattr(known[0][1], key), getattr(model, key)
+            if ours != theirs and not (key == "path" and path is not None):
+                raise LisaError(
+                    f"{known[0][0]!r} and {name!r} have different main networks: model.{key} is {ours} and {theirs}",
+                    "Use side networks of one main network together"
+                    + ("; if it is one by two names, say --model" if key == "path" else ""),
+                )
+    return chosen
+
+
+def differing(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of the data, as far as they say which pictures are held out, in which two runs differ."""
+    aside = {"condition", "condition_column", "flip", "cache", "cache_dir", "workers"}
+    a, b = (config.data.model_dump(mode="json", exclude=aside) for config in (one, other))
+    return {f"data.{name}": (a[name], b[name]) for name in a if a[name] != b[name]}
