@@ -124,7 +124,8 @@ def choose(arm: str, values: dict[str, list[float]], tried: dict[str, Any], cond
         own = conditions.index(arm)
         return max(values, key=lambda weights: values[weights][own])
     bases = [max(v[i] for name in conditions for v in tried[name].values()) for i in range(len(conditions))]
-    return max(values, key=lambda weights: min(v / base for v, base in zip(values[weights], bases, strict=True)))
+    worse = {w: min(v / (base or 1.0) for v, base in zip(of, bases, strict=True)) for w, of in values.items()}
+    return max(worse, key=lambda weights: worse[weights])
 
 
 def record(options: argparse.Namespace, final: dict[str, Any], best: dict[str, str], tried: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import tiny
 from lisa.common.runfolder import RunFolder
 from lisa.pairs import pair_spec
@@ -20,6 +22,7 @@ def fake_run(out: Path, model: Path, condition: str | list[str], seed: int = 0, 
     out.mkdir(parents=True)
     save_settings(config, RunFolder(out).config)
     main = tiny.load_main(model)
+    torch.manual_seed(seed)
     side = pair_spec("sd-controlnet").make_side(main, SideOptions(conditions=len(config.data.conditions)))
     tiny.randomise_zero_modules(side.module, seed=seed)
     side.module.controlnet_cond_embedding.conv_out.weight.data.mul_(30)

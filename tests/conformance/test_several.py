@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +147,13 @@ def test_side_networks_that_the_container_would_add_up_wrongly_are_refused(name,
     other.module.register_to_config(num_layers=number + 1)
     with pytest.raises(LisaError, match=f"cannot be used together: num_layers is {number}, {number + 1}"):
         joint_pipeline(pair.spec, pair.main, [pair.side, other])
+
+
+def test_side_networks_are_not_changed(root):
+    """The pipeline gives ControlNets of SD3's 8B layout the main network's positions; they would be saved with them."""
+    row = next(row for row in ROWS if row.label == "8B")
+    pair = rows.make_pair(row, root)
+    other = type(pair.side)(copy.deepcopy(pair.side.module))
+    pipeline = joint_pipeline(pair.spec, pair.main, [pair.side, other])
+    assert all(net.pos_embed is not None for net in pipeline.controlnet.nets)
+    assert pair.side.module.pos_embed is None and other.module.pos_embed is None

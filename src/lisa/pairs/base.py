@@ -19,7 +19,7 @@ from lisa.sides.base import SideNetwork, SideOptions
 class Inputs:
     """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition``.
 
-    The condition is what the side network reads: pixels (B, 3, H, W) in 0..1, or their latents.
+    The condition is what the side network reads: pixels (B, 3 n, H, W) in 0..1, n pictures stacked, or their latents.
     """
 
     x_t: Tensor
@@ -72,7 +72,7 @@ class Pair:
         return self._control(self._completed(inputs))
 
     def read_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3, H, W) in 0..1 to what the side network reads."""
+        """Pixels of a condition (B, 3 n, H, W) in 0..1 to what the side network reads."""
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
 
     def _completed(self, inputs: Inputs) -> Inputs:

@@ -54,7 +54,7 @@ class SideNetwork(Protocol):
     kind: str
     module: nn.Module
     callee: Any
-    reads: str  # "pixels" (B, 3, H, W) in 0..1, or "latents" as the main network's ``encode_condition`` makes them
+    reads: str  # "pixels" (B, 3 n, H, W) in 0..1, or "latents" as the main network's ``encode_condition`` makes them
     tap: str  # where features are caught: the "input" or the "output" of a layer's module
     sees_x_t: bool  # if not, the decoder is given the noisy latent beside the feature
     lora_targets: tuple[str, ...]  # ends of the names of layers that adapters are put on; none: it is no copy
