@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fake_runs import fake_run
-from lisa.build.chosen import split_weight
+from lisa.build.chosen import choose_model, choose_sides, split_weight
 from lisa.build.evaluation import evaluate
 from lisa.build.generation import GenerateOptions, generate
 from lisa.common.errors import LisaError
@@ -191,3 +191,20 @@ def test_refused(two, sd_small, sd15, tmp_path):
     assert "has no side network yet" in refused(side=[str(run) for run in runs], out=out)
     assert "the side network does not fit" in refused(side=[str(run) for run in two], model=str(sd15), out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "pair", "expected"),
+    [
+        ("ControlNetModel", None, "sd-controlnet"),
+        ("ControlNetModel", "sdxl-controlnet", "sdxl-controlnet"),
+        ("SD3ControlNetModel", None, "sd3-controlnet"),
+        ("T2IAdapter", None, "sd-t2i-adapter"),
+        (None, None, "sd-controlnet"),  # a Hub name or a single file
+    ],
+)
+def test_the_pair_of_a_side_network_without_a_run(tmp_path, kind, pair, expected):
+    if kind is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
+    (side,) = choose_sides(None, [str(tmp_path)])
+    assert choose_model("owner/model", None, [side], pair).pair == expected

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lisa.common.errors import LisaError
+from lisa.common.files import read_json
 from lisa.common.runfolder import RunFolder
+from lisa.pairs import pair_names, pair_spec
 from lisa.train.config import ModelSettings, TrainConfig
 from lisa.train.settings import load_settings
 
@@ -94,8 +96,12 @@ def _of_run(name: str, run: Path, weight: float) -> ChosenSide:
     return ChosenSide(name, str(folder), weight, config)
 
 
-def choose_model(path: str | None, run: TrainConfig | None, sides: Sequence[ChosenSide]) -> ModelSettings:
+def choose_model(
+    path: str | None, run: TrainConfig | None, sides: Sequence[ChosenSide], pair: str | None = None
+) -> ModelSettings:
     """The main network: ``path``, or that of the run, or that of the side networks' runs, which must agree.
+
+    The kind of pair: ``pair``, or the runs', or the first that has side networks of that class.
 
     Raises:
         LisaError: they do not, or nothing tells which it is.
@@ -107,6 +113,8 @@ def choose_model(path: str | None, run: TrainConfig | None, sides: Sequence[Chos
     chosen = known[0][1] if known else ModelSettings()
     if path is not None:
         chosen = chosen.model_copy(update={"path": path})
+    if pair is not None or not known:
+        chosen = chosen.model_copy(update={"pair": pair or _first_pair(sides[0].source) or chosen.pair})
     for name, model in known[1:]:
         for key in _IDENTITY:
             ours, theirs = getattr(known[0][1], key), getattr(model, key)
@@ -117,6 +125,13 @@ def choose_model(path: str | None, run: TrainConfig | None, sides: Sequence[Chos
                     + ("; if it is one by two names, say --model" if key == "path" else ""),
                 )
     return chosen
+
+
+def _first_pair(side: str) -> str | None:
+    """The first registered pair whose side networks are of the class of ``side``; None where that cannot be told."""
+    config = Path(side) / "config.json"
+    kind = read_json(config).get("_class_name") if config.is_file() else None
+    return next((name for name in pair_names() if pair_spec(name).side_kind == kind), None)
 
 
 def differing(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -43,6 +43,7 @@ class GenerateOptions:
     run: Path | None = None
     side: str | Sequence[str] | None = None
     model: str | None = None
+    pair: str | None = None
     condition: Path | Sequence[Path] | None = None
     prompt: str | None = None
     prompts: Path | None = None
@@ -70,7 +71,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     """
     run = read_run(options.run) if options.run is not None else None
     sides = choose_sides(options.run, _listed(options.side))
-    model = choose_model(options.model, run, sides)
+    model = choose_model(options.model, run, sides, options.pair)
     spec = pair_spec(model.pair)
     if len(sides) > 1:
         check_container(spec)

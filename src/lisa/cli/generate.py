@@ -21,6 +21,9 @@ def generate(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Main network, instead of --run's.")] = None,
+    pair: Annotated[
+        str | None, typer.Option("--pair", help="Kind of main and side network (lisa models), where no run tells it.")
+    ] = None,
     condition: Annotated[
         list[Path] | None,
         typer.Option(
@@ -55,6 +58,7 @@ def generate(
         run=run,
         side=side,
         model=model,
+        pair=pair,
         condition=condition,
         prompt=prompt,
         prompts=prompts,

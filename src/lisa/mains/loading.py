@@ -166,7 +166,7 @@ def _check_index(layout: Layout, folder: Path) -> None:
     if name not in layout.pipelines:
         raise LisaError(
             f"{str(folder)!r} holds a {name}, which this kind of pair cannot use",
-            "Choose the pair that suits it (model.pair; see lisa models), or another main network",
+            "Choose the pair that suits it (model.pair, or --pair; see lisa models), or another main network",
             layout.pipelines,
         )
     check_required(layout.required, read_json(index), str(folder))

@@ -110,7 +110,7 @@ def _check_pipeline(pipeline: Any, source: str) -> None:
     if unet.addition_embed_type != "text_time":
         raise LisaError(
             f"the UNet of {source!r} has addition_embed_type={unet.addition_embed_type!r}, SDXL's has 'text_time'",
-            "Choose the pair that suits it (model.pair; see lisa models)",
+            "Choose the pair that suits it (model.pair, or --pair; see lisa models)",
         )
     pooled = pipeline.text_encoder_2.config.projection_dim
     expected = pooled + _SIZES * unet.addition_time_embed_dim
