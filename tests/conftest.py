@@ -6,7 +6,8 @@ import pytest
 
 import tiny
 
-pytest.register_assert_rewrite("runs")  # its comparisons should say what differs
+# Their comparisons should say what differs.
+pytest.register_assert_rewrite("runs", "conformance.checks", "conformance.row", "conformance.calls")
 
 
 @pytest.fixture(scope="session")

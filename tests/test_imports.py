@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "sides": {"common", "core", "processes"},
     "sharing": {"common", "core", "processes", "mains", "sides"},
     "pairs": {"common", "core", "processes", "mains", "sides", "sharing"},
+    "families": {"common", "core", "processes", "mains", "sides", "pairs"},
     "train": {"common", "core", "processes", "data", "pairs"},
     "sample": {"common", "core", "data", "pairs"},
     "export": {"common", "core", "data", "pairs", "zoo"},

@@ -266,13 +266,17 @@ def test_dropout_is_refused_only_where_it_acts(fresh):
 
 
 def test_compiled_as_a_whole_is_refused_by_regions_is_not(fresh):
-    fresh.main.network.mid_block.compile()
+    network = fresh.main.network
+    network._compiled_call_impl = lambda *a, **k: None  # what network.compile() sets
     assert "compile_repeated_blocks" in refused(fresh, "compiled")
-    fresh.main.network.mid_block._compiled_call_impl = None
-    fresh.main.network._compiled_call_impl = lambda *a, **k: None
-    refused(fresh, "compiled")
-    fresh.main.network._compiled_call_impl = None
-    fresh.main.network.mid_block.attentions[0].transformer_blocks[0].compile(backend="eager")
+    network._compiled_call_impl = None
+    network.forward = torch.compile(network.forward, backend="eager")
+    with pytest.raises(LisaError, match="compiled"):
+        fresh.shared.check()
+    del network.forward
+    with pytest.raises(LisaError, match="compiled"):
+        SharedPrefix(torch.compile(network, backend="eager"), fresh.main.shared_modules())
+    network.compile_repeated_blocks(backend="eager")
     fresh.shared.check()
 
 

@@ -4,11 +4,14 @@ With a ControlNet the control enters a UNet at the skip connections and after th
 the middle block give the same output with and without it (method.md, "Cost"). The prior pass runs first, without
 gradient, and its outputs of these modules are kept; in the controlled pass stubs in place of the modules return them.
 Outputs and gradients equal those of two separate passes bit for bit.
+
+Whatever else may sit on the frozen network (offloading, casting, compiled blocks, checkpointing) runs as it would in
+two passes; what cannot is refused. ``docs/families.md`` lists which is which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,10 +53,10 @@ class SharedPrefix:
                 "the main network's dropout is active, so prior and control would see different noise",
                 "Put it into eval mode (main.eval())",
             )
-        if any(_is_compiled(module) for module in [self.network, *self.modules]):
+        if _is_compiled(self.network):
             raise LisaError(
                 "the main network is compiled as a whole, and compiled code ignores capture and replay",
-                f"Compile only regions inside its blocks (compile_repeated_blocks()), or {_SEPARATE}",
+                f"Compile its blocks one by one (compile_repeated_blocks()), or {_SEPARATE}",
             )
         if any(getattr(m, name, None) is not None for m in self.network.modules() if _is_up(m) for name in _FREEU):
             raise LisaError("FreeU is on; it edits shared features in place", "Call unet.disable_freeu() for training")
@@ -66,9 +69,12 @@ class SharedPrefix:
         try:
             with ExitStack() as stack:
                 for module in self.modules:
-                    # First of the module's hooks: replay goes through the others again, so what they change must not
-                    # be in what is kept.
-                    stack.callback(module.register_forward_hook(self._keep, prepend=True).remove)
+                    if module._compiled_call_impl is None:
+                        # First of the module's hooks: replay goes through the others again, so what they change must
+                        # not be in what is kept.
+                        stack.callback(module.register_forward_hook(self._keep, prepend=True).remove)
+                    else:
+                        _replace(module, "_compiled_call_impl", self._keeping(module), stack)
                 yield
             missing = [type(m).__name__ for m in self.modules if id(m) not in self._outputs]
             if missing:
@@ -103,16 +109,20 @@ class SharedPrefix:
     def _keep(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         self._outputs[id(module)] = output
 
+    def _keeping(self, module: nn.Module) -> Callable[..., Any]:
+        """A compiled module's call, with what it gives kept: its hooks are compiled in, later ones are ignored."""
+        compiled: Any = module._compiled_call_impl
+
+        def keeping(*args: Any, **kwargs: Any) -> Any:
+            output = compiled(*args, **kwargs)
+            self._keep(module, args, output)
+            return output
+
+        return keeping
+
     @staticmethod
     def _stub(module: nn.Module, output: Any, stack: ExitStack) -> None:
-        """Replace the instance's ``forward``, and put back whatever was there (offloading hooks set one too)."""
-        has_own, own = "forward" in module.__dict__, module.__dict__.get("forward")
-
-        def restore() -> None:
-            if has_own:
-                module.forward = own  # type: ignore[method-assign,assignment]
-            else:
-                del module.forward
+        """Replace what runs the module: the instance's ``forward``, or its compiled call, hooks and all."""
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
             # What was kept has no graph: an input with one means that something before this module is being trained.
@@ -124,8 +134,40 @@ class SharedPrefix:
                 )
             return output
 
-        module.forward = replayed  # type: ignore[method-assign]
-        stack.callback(restore)
+        _replace(module, "forward" if module._compiled_call_impl is None else "_compiled_call_impl", replayed, stack)
+
+
+def check_hooks(network: nn.Module) -> None:
+    """Refuse what diffusers can hang into a network for sampling that is wrong in training, shared prior or not.
+
+    Raises:
+        LisaError: a cache, which would give the prior's results back in the controlled pass; or weights stored in
+            another type than they compute in, which the backward pass would find.
+    """
+    for module in network.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for name, hook in registry.hooks.items() if registry is not None else ():
+            if hook._is_stateful:
+                raise LisaError(
+                    f"the main network caches what it computes from call to call ({name})",
+                    "Switch it off for training (disable_cache())",
+                )
+            if name == "layerwise_casting":
+                raise LisaError(
+                    "the main network's weights are cast for each layer's computation (enable_layerwise_casting()) and "
+                    "back again before the backward pass needs them",
+                    "Load it without, in bfloat16 where memory is short",
+                )
+
+
+def _replace(module: nn.Module, name: str, value: Any, stack: ExitStack) -> None:
+    """Set an attribute of an instance until ``stack`` unwinds, which puts back whatever was there."""
+    own = module.__dict__  # offloading hooks set an instance's forward too
+    if name in own:
+        stack.callback(setattr, module, name, own[name])
+    else:
+        stack.callback(delattr, module, name)
+    setattr(module, name, value)
 
 
 _FREEU = ("s1", "s2", "b1", "b2")
@@ -136,4 +178,9 @@ def _is_up(module: nn.Module) -> bool:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    """By ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(module.forward)``."""
+    return (
+        hasattr(module, "_orig_mod")
+        or module._compiled_call_impl is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
-from lisa.pairs import Inputs, Pair, pair_spec
+from lisa.pairs import Inputs, Pair, PairSpec, Prediction, pair_spec
 from lisa.sides.base import SideOptions
 
 CAPTIONS = ["a cat", "dogs"]
@@ -27,13 +29,16 @@ class Row:
         prediction: of its main network.
         folder: writes a tiny main network with random weights, in the layout of the public checkpoint, to a folder.
         embedder: side module -> the submodule that turns x_t (or the condition) into tokens or a map, whose order is
-            that of the tapped features; None where features are maps made by convolutions.
+            that of the tapped features.
         tokens: (what the embedder gives, latent size) -> its tokens (B, N, C) or map, where it gives something else.
         planted_in: which input of the side network the planted pattern is put in.
+        cell: of the latent, per token or cell of what the embedder gives; None: the default layer's stride.
+        reach: cells around that it sees too, as convolutions do.
         sizes: of latents (height, width), the second not square; with one token at the deepest level, attention would
             have no gradient.
         side: options of a new side network.
         load: options for ``load_main``.
+        in_another_form: arguments of the side network that it is given in another form than by the pipeline.
         label: tells apart rows of one pair and prediction.
         init: writes a side network to start from to a folder; None: a new one is made of the main network.
     """
@@ -41,17 +46,25 @@ class Row:
     pair: str
     prediction: str
     folder: Callable[[Path], Path]
-    embedder: Callable[[Any], nn.Module] | None = None
+    embedder: Callable[[Any], nn.Module]
     tokens: Callable[[Tensor, tuple[int, int]], Tensor] = lambda output, size: output
     planted_in: str = "x_t"
+    cell: int | None = None
+    reach: int = 0
     sizes: tuple[tuple[int, int], ...] = ((16, 16), (16, 24))
     side: SideOptions = field(default_factory=SideOptions)
     load: Mapping[str, Any] = field(default_factory=dict)
+    in_another_form: tuple[str, ...] = ()
     label: str = ""
     init: Callable[[Path], Path] | None = None
 
     def __str__(self) -> str:
         return "-".join(filter(None, [self.pair, self.prediction, self.label]))
+
+
+def spec_of(row: Row) -> PairSpec:
+    """The registered kind of pair."""
+    return pair_spec(row.pair)
 
 
 _FOLDERS: dict[str, Path] = {}
@@ -103,6 +116,33 @@ def make_inputs(pair: Pair, size: tuple[int, int], seed: int = 0) -> tuple[Input
     x_t = torch.randn(shape, generator=generator)
     inputs = Inputs(x_t, t, main.encode_text(CAPTIONS), pair.read_condition(pixels))
     return inputs, torch.randn(shape, generator=generator)
+
+
+def gradients(
+    pair: Pair, size: tuple[int, int], context: AbstractContextManager[Any]
+) -> tuple[Prediction, dict[str, Tensor | None]]:
+    """One training step without its optimiser: the prediction, and the side network's gradients by name."""
+    inputs, target = make_inputs(pair, size)
+    pair.side.module.zero_grad()
+    with context:
+        prediction = pair.predict(inputs)
+        mse_loss(prediction.controlled.float(), target).backward()
+    return prediction, {name: p.grad for name, p in pair.side.module.named_parameters()}
+
+
+def assert_same_step(
+    ours: tuple[Prediction, dict[str, Tensor | None]], theirs: tuple[Prediction, dict[str, Tensor | None]]
+) -> None:
+    """Bit for bit, finite, and not for want of control."""
+    (a, mine), (b, expected) = ours, theirs
+    assert torch.equal(a.controlled, b.controlled) and torch.equal(a.prior, b.prior)
+    assert mine.keys() == expected.keys()
+    for name, gradient in mine.items():
+        other = expected[name]
+        assert (gradient is None) == (other is None), name
+        assert gradient is None or (torch.equal(gradient, other) and bool(gradient.isfinite().all())), name
+    assert any(gradient is not None and bool(gradient.any()) for gradient in mine.values())
+    assert (a.controlled - a.prior).abs().max() > 1e-3
 
 
 def to_own_memory(pipeline: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tiny
 from conformance.row import Row
@@ -13,7 +14,12 @@ def make_folder(path: Path, prediction: str, v2: bool) -> Path:
     return tiny.make_folder(path, prediction, v2=v2)
 
 
+def conv_in(side: Any) -> Any:
+    """The first convolution of a ControlNet, which sees one cell around."""
+    return side.conv_in
+
+
 ROWS = [
-    Row("sd-controlnet", "epsilon", partial(make_folder, prediction="epsilon", v2=False)),
-    Row("sd-controlnet", "v_prediction", partial(make_folder, prediction="v_prediction", v2=True)),
+    Row("sd-controlnet", prediction, partial(make_folder, prediction=prediction, v2=v2), conv_in, cell=1, reach=1)
+    for prediction, v2 in (("epsilon", False), ("v_prediction", True))
 ]

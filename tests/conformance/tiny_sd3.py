@@ -148,6 +148,7 @@ ROWS = [
         partial(make_folder, version="3.5"),
         lambda side: side.pos_embed_input,
         planted_in="condition",
+        in_another_form=("hidden_states",),  # embedded, as the pipeline lets it embed
         label="8B",
         init=make_large_side,
     ),

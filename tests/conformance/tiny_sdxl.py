@@ -11,6 +11,7 @@ import torch
 
 import tiny
 from conformance.row import Row
+from conformance.tiny_sd import conv_in
 
 WIDTHS = (16, 24)  # of the two text encoders, whose outputs are put side by side
 POOLED = 12
@@ -110,7 +111,7 @@ def make_folder(
 
 
 ROWS = [
-    Row(pair, prediction, partial(make_folder, prediction=prediction))
+    Row(pair, prediction, partial(make_folder, prediction=prediction), conv_in, cell=1, reach=1)
     for pair in ("sdxl-controlnet", "sdxl-controlnet-union")
     for prediction in ("epsilon", "v_prediction")
 ]

@@ -11,7 +11,9 @@ import torch
 
 import lisa
 from conformance import row as rows
+from conformance.calls import compare_with_pipeline
 from conformance.tiny_flux import SIZES, make_folder, make_pipeline, make_side
+from lisa.build.parts import build_pair
 from lisa.common.errors import LisaError
 from lisa.core.packing import pack, unpack
 from lisa.mains.flux import FluxMain, load_flux
@@ -19,7 +21,7 @@ from lisa.pairs import Pair, pair_spec
 from lisa.sides.base import SideOptions
 from lisa.sides.blocks import choose_depth
 from lisa.sides.flux import FluxControlNetSide, entered
-from pipeline_calls import both_ways
+from lisa.train.config import TrainConfig
 
 SPEC = pair_spec("flux-controlnet")
 
@@ -133,8 +135,7 @@ def test_training_computes_what_the_pipeline_will(loaded, tmp_path, name, guided
     main = copy.deepcopy(loaded[name])
     side = SPEC.load_side(str(make_side(tmp_path / "side", single=0, guidance_embeds=guided_side)))
     SPEC.check_fit(main, side)
-    theirs, ours = both_ways(random_pair(main, side), unpack, guidance_scale=3.5)
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    compare_with_pipeline(random_pair(main, side), (16, 24))
 
 
 def test_both_passes_see_one_guidance(main):
@@ -148,6 +149,21 @@ def test_both_passes_see_one_guidance(main):
         other = pair.predict(inputs)
     assert (usual.prior - other.prior).abs().max() > 1e-4
     assert (usual.controlled - other.controlled).abs().max() > 1e-4
+
+
+def test_the_guidance_of_training_can_be_set(folders, tmp_path):
+    """Of networks that embed one; others would not notice, so that setting it is refused."""
+
+    def configured(folder, guidance):
+        model = {"path": str(folder), "pair": "flux-controlnet", "guidance": guidance}
+        return build_pair(TrainConfig.model_validate({"model": model, "data": {"size": 64}}))
+
+    assert configured(folders["dev"], None).main.guidance == 3.5
+    pair = configured(folders["dev"], 1.0)
+    inputs, _ = rows.make_inputs(pair, (16, 16))
+    assert pair.main.complete(inputs.context, inputs.x_t)["guidance"].tolist() == [1.0, 1.0]
+    with pytest.raises(LisaError, match=r"model.guidance is 1.0, but .*schnell' embeds no guidance.*sample.guidance"):
+        configured(folders["schnell"], 1.0)
 
 
 def test_depths_of_flux(main):

@@ -14,6 +14,7 @@ from PIL import Image
 import lisa
 import tiny
 from conformance import row as rows
+from conformance.calls import compare_with_pipeline
 from conformance.tiny_sd3 import ROWS, make_folder, make_large_side, make_pipeline, make_vae
 from lisa.common.errors import LisaError
 from lisa.mains.sd3 import StableDiffusion3Main, load_sd3
@@ -21,7 +22,6 @@ from lisa.pairs import Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.sd3 import SD3ControlNetSide, entered
-from pipeline_calls import both_ways, sharpen
 
 SPEC = pair_spec("sd3-controlnet")
 
@@ -165,11 +165,9 @@ def test_latents_beyond_the_positions_are_refused(main):
 def test_training_computes_what_the_pipeline_will(main, zeros):
     """Zero pooled text and an unshifted condition, or the text and the shift: as the configuration says."""
     pair = make_pair(main, force_zeros_for_pooled_projection=zeros)
-    theirs, ours = both_ways(pair, guidance_scale=1.0)
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    ours = compare_with_pipeline(pair, (16, 24))
     pair.side.module.register_to_config(force_zeros_for_pooled_projection=not zeros)
-    other, _ = both_ways(pair, guidance_scale=1.0)
-    assert (other[0] - theirs[0]).abs().max() > 1e-3  # the test could tell
+    assert (compare_with_pipeline(pair, (16, 24)) - ours).abs().max() > 1e-3  # the test could tell
 
 
 def large_side(tmp_path):
@@ -183,8 +181,7 @@ def test_the_8b_layout_computes_what_the_pipeline_will(main, tmp_path):
     SPEC.check_fit(main, side)
     pair = Pair(SPEC, main, side)
     keys = list(side.module.state_dict())
-    theirs, ours = both_ways(pair, guidance_scale=1.0)
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    compare_with_pipeline(pair, (16, 24), ("hidden_states",))
     # The pipeline gives its ControlNet positions: not ours, which would be saved with them.
     assert side.module.pos_embed is None and list(side.module.state_dict()) == keys
     pipeline = pair.pipeline()
@@ -283,7 +280,6 @@ def test_attach_measures_the_stride(main, tmp_path):
 
 def test_reduced_precision_works_outside_autocast(main, loaded):
     main.to(torch.device("cpu"), torch.bfloat16)
-    sharpen(main.pipeline.vae)
     pair, exact = make_pair(main), make_pair(copy.deepcopy(loaded))
     inputs, _ = rows.make_inputs(exact, ROWS[0].sizes[0])
     with torch.no_grad():

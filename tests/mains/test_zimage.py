@@ -12,7 +12,6 @@ import torch
 
 import tiny
 from conformance import tiny_zimage
-from conformance.calls import assert_called_as_by_the_pipeline
 from conformance.row import randomise_zero_modules
 from lisa.common.errors import LisaError
 from lisa.mains.zimage import ZImageMain, load_zimage
@@ -71,15 +70,6 @@ def test_sharded_folder(folder, main):
     assert (main.process.shift, main.process.model_time_scale) == (3.0, 1.0)
 
 
-def test_half_precision_variant(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "m")
-    shutil.rmtree(tmp_path / "m" / "transformer")
-    half = tiny_zimage.make_transformer().to(torch.bfloat16)
-    half.save_pretrained(tmp_path / "m" / "transformer", variant="bf16")
-    found = load_zimage(str(tmp_path / "m")).network
-    assert found.dtype == torch.float32 and torch.equal(found.x_pad_token, half.x_pad_token.float())
-
-
 def test_other_folders_are_refused(folder, tmp_path, loaded):
     shutil.copytree(folder, tmp_path / "m")
     index = json.loads((folder / "model_index.json").read_text())
@@ -107,11 +97,6 @@ def test_captions_come_back_as_the_pipelines_list(main):
     assert [len(text) for text in seen[0][2]] == [len(text) for text in theirs] and len(theirs[0]) > len(theirs[1])
     for ours, expected in zip(seen[0][2], theirs, strict=True):
         torch.testing.assert_close(ours, expected)
-
-
-def test_networks_are_called_as_the_pipeline_calls_them(pair):
-    """The clock of both networks, too, which runs backwards."""
-    assert_called_as_by_the_pipeline(pair, (12, 20))
 
 
 def test_sign_and_guidance_are_the_pipelines(pair, monkeypatch):

@@ -135,7 +135,20 @@ def build_pair(config: TrainConfig) -> Pair:
     if config.side.gradient_checkpointing:
         _enable_checkpointing(side.module)
         _enable_checkpointing(main.network)
+    _set_guidance(main, config.model.guidance)
     return Pair(spec, main, side, share_prior=config.model.share_prior)
+
+
+def _set_guidance(main: Any, guidance: float | None) -> None:
+    """For both passes. Classifier-free guidance is another matter, of sampling alone."""
+    if guidance is None:
+        return
+    if not getattr(main.network.config, "guidance_embeds", False):
+        raise LisaError(
+            f"model.guidance is {guidance}, but {main.source!r} embeds no guidance: it is not distilled",
+            "Leave model.guidance empty; the guidance of pictures is sample.guidance",
+        )
+    main.guidance = guidance
 
 
 def _enable_checkpointing(network: Any) -> None:

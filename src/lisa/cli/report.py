@@ -35,6 +35,11 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     spec = pair_spec(config.model.pair)
     console.print(f"\nside network: {summary['side_network']}\nload it with:\n", markup=False)
     code = loading_code(
-        spec.side_kind, spec.pipeline_name, summary["side_network"], config.model.path, argument=spec.call.network
+        spec.side_kind,
+        spec.pipeline_name,
+        summary["side_network"],
+        config.model.path,
+        argument=spec.call.network,
+        package=spec.package,
     )
     console.print(code, markup=False, soft_wrap=True)

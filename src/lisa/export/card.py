@@ -90,22 +90,31 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     write_text(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
-def loading_code(side_class: str, pipeline_class: str, folder: str, model: str, *, argument: str = "controlnet") -> str:
+def loading_code(
+    side_class: str,
+    pipeline_class: str,
+    folder: str,
+    model: str,
+    *,
+    argument: str = "controlnet",
+    package: str = "diffusers",
+) -> str:
     """The three lines that load a side network into its pipeline.
 
     Args:
-        side_class: of diffusers.
-        pipeline_class: of diffusers.
+        side_class: its name.
+        pipeline_class: likewise.
         folder: of the side network.
         model: a path, a Hub name, or an embedded model.
         argument: what the pipeline calls its side network.
+        package: where both classes are imported from.
     """
     embedded = model in zoo.names()
     source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
     loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
     return (
         f"{'import lisa' if embedded else ''}\n"
-        f"from diffusers import {side_class}, {pipeline_class}\n"
+        f"from {package} import {side_class}, {pipeline_class}\n"
         f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
         f"pipe = {pipeline_class}.{loader}({source}, {argument}=side)"
     ).lstrip()

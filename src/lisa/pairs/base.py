@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa.mains.base import Context, MainNetwork
-from lisa.sharing import SharedPrefix
+from lisa.sharing import SharedPrefix, check_hooks
 from lisa.sides.base import SideNetwork, SideOptions
 
 
@@ -53,6 +53,7 @@ class Pair:
 
     def predict(self, inputs: Inputs, *, need_prior: bool = True) -> Prediction:
         """The prior first (no gradient, same x_t, t and context), then the controlled pass on what was kept of it."""
+        check_hooks(self.main.network)
         inputs = self._completed(inputs)
         if not need_prior:
             return Prediction(self._control(inputs), None)
@@ -144,6 +145,7 @@ class PairSpec:
         example: the configuration of a well-known main network (its name, and what ``reference_side`` gives for it).
         reference_side: the side network of ``example`` without weights (on the meta device), for its layers' shapes.
         call: how the pipeline is called.
+        package: where ``side_kind`` and ``pipeline_name`` are imported from.
         verified_by: what has been seen to hold for it, for people.
     """
 
@@ -163,6 +165,7 @@ class PairSpec:
     example: str
     reference_side: Callable[[], SideNetwork]
     call: PipelineCall = PipelineCall()
+    package: str = "diffusers"
     verified_by: tuple[str, ...] = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)
 
     def load_fitting_side(self, main: MainNetwork, source: str, options: SideOptions | None = None) -> SideNetwork:

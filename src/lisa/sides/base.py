@@ -89,6 +89,7 @@ class DiffusersSide:
     """
 
     kind: str
+    package = "diffusers"  # where the class ``kind`` is imported from
     reads = "pixels"
     tap = "input"
     sees_x_t = True
@@ -109,7 +110,10 @@ class DiffusersSide:
     def from_folder(cls, source: str, default_config: Callable[[], Mapping[str, Any]] | None = None) -> Self:
         """An existing side network of this kind; see :func:`lisa.sides.loading.load_module`."""
         names = cls.original_names
-        return cls(load_module(cls.kind, source, original_names=names, default_config=default_config).float())
+        found = load_module(
+            cls.kind, source, package=cls.package, original_names=names, default_config=default_config
+        )
+        return cls(found.float())
 
     def zero_modules(self) -> list[nn.Module]:
         """The family's."""

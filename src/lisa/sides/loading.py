@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def load_module(
     kind: str,
     source: str,
     *,
+    package: str = "diffusers",
     original_names: Names | None = None,
     default_config: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Any:
-    """The diffusers model of class ``kind`` in ``source``.
+    """The model of class ``kind`` (of ``package``, in diffusers' manner) in ``source``.
 
     Args:
         kind: name of the class.
@@ -44,10 +46,10 @@ def load_module(
     Raises:
         LisaError: it cannot be loaded, is of another class, or lacks weights (which would silently be random).
     """
-    path = Path(source)
+    path, model_class = Path(source), getattr(import_module(package), kind)
     if path.suffix in SINGLE_FILES and path.is_file():
-        return _from_file(kind, path, original_names, default_config)
-    return _from_folder(kind, source)
+        return _from_file(model_class, path, original_names, default_config)
+    return _from_folder(model_class, source)
 
 
 def file_config(path: Path) -> dict[str, Any] | None:
@@ -75,13 +77,12 @@ def forget_origin(folder: Path) -> None:
         write_json(folder / "config.json", config)
 
 
-def _from_folder(kind: str, source: str) -> Any:
-    import diffusers
-
+def _from_folder(model_class: Any, source: str) -> Any:
+    kind = model_class.__name__
     where, variant = _find(kind, source)
     remedy = _REMEDY.format(kind=kind)
     try:
-        module, found = getattr(diffusers, kind).from_pretrained(where, variant=variant, output_loading_info=True)
+        module, found = model_class.from_pretrained(where, variant=variant, output_loading_info=True)
     except Exception as error:  # many kinds; all mean: this cannot be loaded
         raise LisaError(f"the side network {source!r} cannot be loaded: {first_line(error)}", remedy) from error
     _refuse_misfits(source, kind, found["missing_keys"], found["unexpected_keys"])
@@ -89,11 +90,11 @@ def _from_folder(kind: str, source: str) -> Any:
 
 
 def _from_file(
-    kind: str, path: Path, names: Names | None, default_config: Callable[[], Mapping[str, Any]] | None
+    model_class: Any, path: Path, names: Names | None, default_config: Callable[[], Mapping[str, Any]] | None
 ) -> Any:
-    import diffusers
     from safetensors.torch import load_file
 
+    kind = model_class.__name__
     config: Mapping[str, Any] | None = file_config(path)
     if config is not None and config.get("_class_name") != kind:
         raise LisaError(f"{str(path)!r} holds a {config.get('_class_name')}, not a {kind}", _REMEDY.format(kind=kind))
@@ -104,7 +105,7 @@ def _from_file(
             f"{str(path)!r} does not tell its configuration",
             f"Use a file that lisa export wrote, or a {kind} folder with a config.json",
         )
-    module = getattr(diffusers, kind).from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    module = model_class.from_config({k: v for k, v in config.items() if not k.startswith("_")})
     weights, known = load_file(path), module.state_dict().keys()
     if names is not None and not known & weights.keys():
         weights = _in_diffusers_names(weights, names(module))

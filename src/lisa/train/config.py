@@ -49,6 +49,11 @@ class ModelSettings(Settings):
         description="Text encoders and VAE, once all they give is cached: kept, moved to the CPU, or let go and read "
         "again (disk); they come back to sample.",
     )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        description="Embedded guidance in training, of distilled networks (Flux.1 dev); empty: 3.5.",
+    )
 
     @field_validator("pair")
     @classmethod

@@ -1,0 +1,253 @@
+"""What is promised of every pair, one function per promise: ``check(row, folder)``, collected in :data:`CHECKS`.
+
+A package that adds a pair runs its row through the same functions; see ``docs/adding-a-family.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import lisa
+import tiny
+from conformance import row as rows
+from conformance.calls import compare_with_pipeline
+from conformance.row import Row
+from lisa.core.decoder import to_map
+from lisa.pairs import Pair
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+
+Check = Callable[[Row, Path], None]
+#: name -> check; those that depend on the precision are there once for each.
+CHECKS: dict[str, Check] = {}
+
+
+def promised(check: Any) -> Any:
+    """Collect a check."""
+    CHECKS[check.__name__] = check
+    return check
+
+
+def promised_in_each_precision(check: Any) -> Any:
+    """Collect a check that also takes a precision: ``fp32``, or ``bf16`` as a training in it runs."""
+    for precision in ("fp32", "bf16"):
+        CHECKS[f"{check.__name__}_{precision}"] = partial(check, precision=precision)
+    return check
+
+
+def in_precision(pair: Pair, precision: str) -> AbstractContextManager[Any]:
+    """The context that a training runs in; the frozen network is then stored in that precision."""
+    if precision == "fp32":
+        return nullcontext()
+    pair.main.to(torch.device("cpu"), torch.bfloat16)
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def attached(pair: Pair, layers: list[str]) -> Any:
+    """The aligner as the trainer makes it."""
+    strides = {layer.name: layer.stride for layer in pair.side.layers()}
+    return lisa.attach(
+        pair.side.module,
+        layers,
+        out_channels=pair.main.latent_channels,
+        stride=[strides[name] for name in layers],
+        tap=pair.side.tap,
+        x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
+    )
+
+
+@promised_in_each_precision
+def shared_prior_is_bit_equal_to_separate_passes(row: Row, folder: Path, precision: str) -> None:
+    """Prediction, prior and the gradients of the side network, which are finite; and the control does something."""
+    results = []
+    for share in (True, False):
+        pair = rows.make_pair(row, folder, share_prior=share)
+        assert (pair.shared is not None) == (share and pair.spec.shares_prefix)
+        assert pair.main.process.prediction == row.prediction
+        results.append(rows.gradients(pair, row.sizes[1], in_precision(pair, precision)))
+    rows.assert_same_step(*results)
+
+
+@promised
+def prior_is_the_main_network_alone(row: Row, folder: Path) -> None:
+    """And both have the shape of the target, whose difference to the prior is the residual."""
+    pair = rows.make_pair(row, folder)
+    inputs, target = rows.make_inputs(pair, row.sizes[0])
+    prediction = pair.predict(inputs)
+    with torch.no_grad():
+        alone = pair.main.forward(inputs.x_t, inputs.t, pair.main.complete(inputs.context, inputs.x_t))
+    assert torch.equal(prediction.prior, alone)
+    assert prediction.prior.shape == target.shape == inputs.x_t.shape and not prediction.prior.requires_grad
+
+
+@promised
+def a_new_side_network_changes_nothing_where_it_has_zero_modules(row: Row, folder: Path) -> None:
+    """Adapters have none: theirs is no zero start, and the check would be blind to a side network that is not read."""
+    pair = rows.make_pair(row, folder, randomise=False)
+    inputs, _ = rows.make_inputs(pair, row.sizes[0])
+    prediction = pair.predict(inputs)
+    unchanged = torch.allclose(prediction.controlled, prediction.prior, rtol=1e-4, atol=1e-5)
+    assert unchanged == bool(pair.side.zero_modules())
+
+
+@promised
+def networks_are_called_as_the_pipeline_calls_them(row: Row, folder: Path) -> None:
+    """And our prediction is what the pipeline hands to its scheduler: the same space, scale and sign."""
+    compare_with_pipeline(rows.make_pair(row, folder), row.sizes[1], row.in_another_form)
+
+
+@promised
+def a_planted_pattern_comes_back_at_its_place(row: Row, folder: Path) -> None:
+    """Tokens are laid out as the latent is: what is changed at one place of it changes that place of the map."""
+    pair = rows.make_pair(row, folder)
+    size = row.sizes[1]
+    inputs, _ = rows.make_inputs(pair, size)
+    cell = row.cell or next(layer.stride for layer in pair.side.layers() if layer.name == pair.spec.default_layer)
+    planted = {"x_t": inputs.x_t.clone(), "condition": inputs.condition.clone()}
+    y, x = 2, 3  # of the map
+    pixels = pair.main.latent_factor if row.planted_in == "condition" and pair.side.reads == "pixels" else 1
+    block = cell * pixels
+    planted[row.planted_in][:, :, y * block : (y + 1) * block, x * block : (x + 1) * block] += 1.0
+    seen: list[Any] = []
+    hook = row.embedder(pair.side.module).register_forward_hook(lambda m, i, output: seen.append(output))
+    context = pair.main.complete(inputs.context, inputs.x_t)
+    time = pair.main.process.model_time(inputs.t)
+    with torch.no_grad():
+        pair.side.forward(inputs.x_t, time, context, inputs.condition)
+        pair.side.forward(planted["x_t"], time, context, planted["condition"])
+    hook.remove()
+    changed = to_map(row.tokens(seen[1] - seen[0], size), size).abs().amax(dim=(0, 1)) > 0
+    expected = torch.zeros_like(changed)
+    expected[y - row.reach : y + 1 + row.reach, x - row.reach : x + 1 + row.reach] = True
+    assert changed.shape == (size[0] // cell, size[1] // cell) and torch.equal(changed, expected)
+
+
+@promised
+def layers_are_what_forwards_show(row: Row, folder: Path) -> None:
+    """Names, channels and strides that are told without a forward; the decoder's output has the target's shape."""
+    pair = rows.make_pair(row, folder)
+    layers = pair.side.layers()
+    aligner = attached(pair, [layer.name for layer in layers])
+    for size in row.sizes:
+        inputs, target = rows.make_inputs(pair, size)
+        prediction = pair.predict(inputs)
+        terms = aligner(target, prediction.prior, pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
+        assert {score.shape for score in terms.decoded.values()} == {target.shape}
+        assert torch.equal(terms.residual, target - prediction.prior)
+    channels = {
+        name: decoder.in_channels for name, decoder in zip(aligner.layers, aligner.decoders.values(), strict=True)
+    }
+    assert channels == {layer.name: layer.channels for layer in layers}
+
+
+@promised_in_each_precision
+def one_step_moves_what_is_trained_and_nothing_else(row: Row, folder: Path, precision: str) -> None:
+    """Of the side network and the decoder, as the trainer steps."""
+    pair = rows.make_pair(row, folder)
+    context = in_precision(pair, precision)
+    aligner = attached(pair, [pair.spec.default_layer])
+    for parameter in aligner.parameters():  # its way out starts at zero, and would let no gradient through
+        nn.init.normal_(parameter, std=0.05)
+    named = [*pair.side.module.named_parameters("side"), *aligner.named_parameters("decoder")]
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    before = {name: p.detach().clone() for name, p in trained}
+    frozen = [p for _, p in named if not p.requires_grad] + list(pair.main.network.parameters())
+    frozen_before = [p.detach().clone() for p in frozen]
+    optimiser = torch.optim.AdamW([p for _, p in trained], lr=1e-2, weight_decay=0)
+    inputs, target = rows.make_inputs(pair, row.sizes[0])
+    with context:
+        prediction = pair.predict(inputs)
+        terms = aligner(target, prediction.prior, pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
+        loss = mse_loss(prediction.controlled.float(), target) + terms.loss
+    loss.backward()
+    optimiser.step()
+    assert [name for name, p in trained if torch.equal(p, before[name])] == []
+    assert [name for name, p in trained if not p.isfinite().all()] == []
+    assert all(torch.equal(p, old) for p, old in zip(frozen, frozen_before, strict=True))
+    assert not any(p.requires_grad for p in pair.main.network.parameters())
+
+
+@promised
+def checkpointing_changes_nothing(row: Row, folder: Path) -> None:
+    """Of each network that can recompute activations: in backward, when what was replayed or lent is gone."""
+    results = []
+    for checkpointing in (False, True):
+        pair = rows.make_pair(row, folder)
+        for network in (pair.main.network, pair.side.module):
+            if checkpointing and network._supports_gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+        results.append(rows.gradients(pair, row.sizes[1], nullcontext()))
+    rows.assert_same_step(*results)
+
+
+@promised
+def saved_and_loaded_it_predicts_the_same(row: Row, folder: Path) -> None:
+    pair = rows.make_pair(row, folder)
+    pair.side.module.eval()
+    pair.side.save(folder / "saved")
+    loaded = pair.spec.load_side(str(folder / "saved"))
+    pair.spec.check_fit(pair.main, loaded)
+    loaded.module.eval()
+    inputs, _ = rows.make_inputs(pair, row.sizes[1])
+    with torch.no_grad():
+        assert torch.equal(pair.control(inputs), Pair(pair.spec, pair.main, loaded).control(inputs))
+    assert type(loaded.module).__name__ == pair.spec.side_kind == pair.side.kind
+
+
+@promised
+def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> None:
+    """The family's own ``from_pretrained`` with the saved side network, against our sampling: bit for bit."""
+    pair = rows.make_pair(row, folder)
+    pair.side.module.eval()
+    pair.side.save(folder / "saved")
+    package = import_module(pair.spec.package)
+    side = getattr(package, pair.spec.side_kind).from_pretrained(folder / "saved")
+    stock_class = getattr(package, pair.spec.pipeline_name)
+    stock = stock_class.from_pretrained(rows.model_folder(row, folder), **{pair.spec.call.network: side})
+    rows.to_own_memory(stock)
+    ours = pair.pipeline()
+    assert type(ours) is type(stock)
+    generator = torch.Generator().manual_seed(0)
+    size = [8 * pair.main.latent_factor] * 2
+    conditions = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for _ in range(2)]
+    requests = [Request(str(i), "a cat", condition, seed=1) for i, condition in enumerate(conditions)]
+    pictures = []
+    for pipeline in (ours, stock):
+        fast_scheduler(pipeline)
+        settings = SamplerSettings(steps=2, guidance=2.0, batch_size=2)
+        pictures.append([p for _, p in sample_pictures(pipeline, requests, settings, pair.spec.call)])
+    for mine, theirs, condition in zip(*pictures, conditions, strict=True):
+        assert mine.shape == condition.shape and (mine == theirs).all()
+    assert (pictures[0][0] != pictures[0][1]).any()  # the condition is all that differs between the two
+
+
+@promised
+def building_a_pair_changes_no_upstream_object(row: Row, folder: Path) -> None:
+    """Configuration and weights of the main network, and its modules' names, are as they were."""
+    pair = rows.make_pair(row, folder)
+    fresh = copy.deepcopy(pair.spec.load_main(str(rows.model_folder(row, folder)), **row.load))
+    assert dict(pair.main.network.config) == dict(fresh.network.config)
+    assert [name for name, _ in pair.main.network.named_modules()] == [n for n, _ in fresh.network.named_modules()]
+    ours, theirs = pair.main.network.state_dict(), fresh.network.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    inputs, _ = rows.make_inputs(pair, row.sizes[0])
+    pair.predict(inputs)
+    assert tiny.traces(pair.main.network) == {} and tiny.traces(pair.side.module) == {}
+
+
+@promised
+def its_layers_can_be_listed_without_weights(row: Row, folder: Path) -> None:
+    """What ``lisa models`` shows: of a public model's configuration."""
+    spec = rows.spec_of(row)
+    layers = spec.reference_side().layers()
+    assert spec.default_layer in [layer.name for layer in layers]
+    assert all(layer.channels > 0 and layer.stride & (layer.stride - 1) == 0 for layer in layers)
