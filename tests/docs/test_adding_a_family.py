@@ -22,7 +22,9 @@ TEST = "# test_lisa_pixart.py\n"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.S | re.M)
+    """The page's blocks of a language; of commands, which name none, with ""."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.S | re.M)
+    return [text for name, text in found if name == language]
 
 
 def family() -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 
 import pytest
 import torch
@@ -22,6 +20,7 @@ from lisa.sides.base import SideOptions
 from lisa.sides.blocks import choose_depth
 from lisa.sides.flux import FluxControlNetSide, entered
 from lisa.train.config import TrainConfig
+from model_copies import edited
 
 SPEC = pair_spec("flux-controlnet")
 
@@ -46,13 +45,6 @@ def refused(source, words, **options):
     with pytest.raises(LisaError, match=words) as caught:
         load_flux(str(source), **options)
     return str(caught.value)
-
-
-def edited(folder, copied, file, **changes):
-    shutil.copytree(folder, copied)
-    content = json.loads((copied / file).read_text())
-    (copied / file).write_text(json.dumps(content | changes))
-    return copied
 
 
 def random_pair(main, side):

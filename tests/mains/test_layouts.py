@@ -7,6 +7,7 @@ family's folders have (a text encoder that may be left out, another scheduler) i
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from conformance import row as rows
 from conformance.table import ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_spec
+from model_copies import edited
 
 FAMILIES = list({row.pair: row for row in ROWS}.values())
 # (variant, type it is stored in, largest shard): large models come sharded, with and without a variant.
@@ -24,6 +26,8 @@ LAYOUTS = [
     ("fp16", torch.float16, "10GB"),
     ("bf16", torch.bfloat16, "10KB"),
 ]
+# Half of the download of SD3, whose two CLIPs read the text too.
+OPTIONAL = {"sd3-controlnet": ("text_encoder_3",)}
 each_family = pytest.mark.parametrize("row", FAMILIES, ids=str)
 each_layout = pytest.mark.parametrize(("variant", "kind", "shard"), LAYOUTS, ids=lambda value: str(value))
 
@@ -78,6 +82,23 @@ def test_side_networks(row, variant, kind, shard, tmp_path):
     pair.spec.check_fit(pair.main, side)
     assert {parameter.dtype for parameter in side.module.parameters()} == {torch.float32}
     assert_rounded(side.module, module)
+
+
+@each_family
+@pytest.mark.parametrize("how", ["null", "folder removed"])
+def test_without_a_text_encoder(row, how, tmp_path):
+    """Loaded where the pipelines do without it, refused by name where they do not."""
+    spec = pair_spec(row.pair)
+    plain = rows.model_folder(row, tmp_path / "plain")
+    for name in spec.load_main(str(plain)).text_encoders:
+        changes = {name: [None, None]} if how == "null" else {}
+        folder = edited(plain, tmp_path / name, **changes)
+        shutil.rmtree(folder / name)
+        if name in OPTIONAL.get(row.pair, ()):
+            assert getattr(spec.load_main(str(folder)).pipeline, name) is None
+        else:
+            with pytest.raises(LisaError, match=rf"no {name}\b" if how == "null" else name):
+                spec.load_main(str(folder))
 
 
 @each_family

@@ -22,6 +22,7 @@ from lisa.pairs import Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.sd3 import SD3ControlNetSide, entered
+from model_copies import edited
 
 SPEC = pair_spec("sd3-controlnet")
 
@@ -45,13 +46,6 @@ def refused(source, words, **options):
     with pytest.raises(LisaError, match=words) as caught:
         load_sd3(str(source), **options)
     return str(caught.value)
-
-
-def edited(folder, copied, file, **changes):
-    shutil.copytree(folder, copied)
-    content = json.loads((copied / file).read_text())
-    (copied / file).write_text(json.dumps(content | changes))
-    return copied
 
 
 def make_pair(main, **module):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from functools import cache
 
 import pytest
@@ -19,6 +17,7 @@ from lisa.data.transforms import PairedTransform
 from lisa.mains.sdxl import SDXLMain, load_sdxl
 from lisa.pairs import pair_spec
 from lisa.train.dataset import EncodedData
+from model_copies import edited
 
 CPU = torch.device("cpu")
 
@@ -42,14 +41,6 @@ def refused(source, words, load=load_sdxl, **options):
     with pytest.raises(LisaError, match=words) as caught:
         load(str(source), **options)
     return str(caught.value)
-
-
-def edited(folder, copied, file, **changes):
-    """A copy of a model folder with changes in one of its JSON files."""
-    shutil.copytree(folder, copied)
-    content = json.loads((copied / file).read_text())
-    (copied / file).write_text(json.dumps(content | changes))
-    return copied
 
 
 def test_folder(main, folder):

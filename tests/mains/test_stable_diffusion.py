@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import tiny
 from lisa.common.errors import LisaError
 from lisa.mains.base import latents_from_moments
 from lisa.mains.stable_diffusion import StableDiffusionMain, load_stable_diffusion
+from model_copies import edited
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,6 @@ def refused(source, words, **options):
     with pytest.raises(LisaError, match=words) as caught:
         load_stable_diffusion(str(source), **options)
     return str(caught.value)
-
-
-def edited(folder, copy, file, **changes):
-    """A copy of a model folder with changes in one of its JSON files."""
-    shutil.copytree(folder, copy)
-    content = json.loads((copy / file).read_text())
-    (copy / file).write_text(json.dumps(content | changes))
-    return copy
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def load_stable_diffusion(source: str, **options: Any) -> StableDiffusionMain:
             "image_encoder": None,
             "requires_safety_checker": False,
         },
+        required=("text_encoder", "tokenizer"),
     )
     return StableDiffusionMain.load(layout, source, **options)
 
