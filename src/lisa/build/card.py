@@ -31,6 +31,7 @@ def write_run_card(
         title=f"{run_folder.path.resolve().name}: {', '.join(config.data.conditions)}",
         side_kind=spec.side_kind,
         pipeline=spec.pipeline_name,
+        package=spec.package,
         call=spec.call,
         model=config.model.path,
         data=config.data.source,

@@ -185,7 +185,10 @@ def _copy_card(source: _Source, folder: Path) -> None:
 def _facts(source: _Source, summary: dict[str, Any] | None) -> dict[str, str]:
     facts = {"version": lisa.__version__}
     if source.config is not None:
-        facts |= {"base_model": public_name(source.config.model.path), "condition": ", ".join(source.config.data.conditions)}
+        facts |= {
+            "base_model": public_name(source.config.model.path),
+            "condition": ", ".join(source.config.data.conditions),
+        }
     if summary is not None:
         facts |= {"steps": str(summary["steps"])}
     return facts

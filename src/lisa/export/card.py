@@ -33,6 +33,7 @@ class CardFacts:
         title: of the model.
         side_kind: class of the side network.
         pipeline: class of the pipeline that takes it.
+        package: where both are imported from.
         call: how that is called.
         model: the main network, as the run named it; what of it is a path here is not told.
         data: the data set, as the run named it.
@@ -59,6 +60,7 @@ class CardFacts:
     aligned: bool
     ema: float | None
     settings: Mapping[str, Any]
+    package: str = "diffusers"
     summary: Mapping[str, Any] | None = None
     readings: Sequence[Mapping[str, Any]] = ()
     samples: Path | None = None
@@ -78,7 +80,12 @@ def write_card(folder: Path, facts: CardFacts) -> None:
             draw_curves(folder / CURVES, facts.readings, onset=facts.summary["onset"], fidelities=fidelities)
             sections += [f"![Held-out readings over the training steps, with 95% intervals]({CURVES})", _explained()]
     code = loading_code(
-        facts.side_kind, facts.pipeline, "path/to/side_network", _shared_path(facts.model), argument=facts.call.network
+        facts.side_kind,
+        facts.pipeline,
+        "path/to/side_network",
+        _shared_path(facts.model),
+        argument=facts.call.network,
+        package=facts.package,
     )
     sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]

@@ -110,9 +110,7 @@ class DiffusersSide:
     def from_folder(cls, source: str, default_config: Callable[[], Mapping[str, Any]] | None = None) -> Self:
         """An existing side network of this kind; see :func:`lisa.sides.loading.load_module`."""
         names = cls.original_names
-        found = load_module(
-            cls.kind, source, package=cls.package, original_names=names, default_config=default_config
-        )
+        found = load_module(cls.kind, source, package=cls.package, original_names=names, default_config=default_config)
         return cls(found.float())
 
     def zero_modules(self) -> list[nn.Module]:

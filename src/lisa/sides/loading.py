@@ -40,6 +40,7 @@ def load_module(
     Args:
         kind: name of the class.
         source: folder, run folder, Hub name, or ``.safetensors`` file with diffusers' names or original ones.
+        package: that has the class.
         original_names: of the parameters, where there are such.
         default_config: makes the configuration for a file that tells none.
 
