@@ -15,31 +15,7 @@ from lisa.data.scenes import make_scene
 from lisa.train.pretrain.config import PretrainConfig, TextSettings
 from lisa.train.pretrain.text import make_text_encoder, make_tokenizer
 from lisa.train.settings import check_settings
-
-SMALL = {
-    "data": {"scenes": 64, "held_out": 8, "size": 32},
-    "vae": {"steps": 2, "batch_size": 4, "channels": [8, 8, 8], "groups": 4},
-    "text": {"hidden": 16, "layers": 1, "heads": 2},
-    "denoiser": {
-        "steps": 4,
-        "batch_size": 4,
-        "warmup": 1,
-        "channels": [8, 8],
-        "attention": [False, True],
-        "heads": 2,
-        "groups": 4,
-        "layers": 1,
-    },
-    "samples_every": 100,
-    "checkpoint_every": 2,
-}
-
-
-def config(out, **changes):
-    raw = {name: dict(value) if isinstance(value, dict) else value for name, value in SMALL.items()}
-    for name, value in changes.items():
-        raw[name] = {**raw[name], **value} if isinstance(value, dict) else value
-    return check_settings(PretrainConfig, {**raw, "out": out})
+from tiny_pretraining import StopAt, config
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +77,6 @@ def test_interrupted_equals_uninterrupted(made, tmp_path, monkeypatch):
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(made).items())
 
 
-class StopAt(pretraining.cb.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def after_step(self, training, logs):
-        training.stop.requested = training.state.step >= self.step
-
-
 def test_a_folder_of_captioned_images(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -136,7 +104,9 @@ def test_sizes_and_flags_that_do_not_fit():
     with pytest.raises(LisaError, match="multiple"):
         check_settings(PretrainConfig, {"data": {"size": 40}})
     with pytest.raises(LisaError, match="attention needs 3 flags"):
-        check_settings(PretrainConfig, {"denoiser": {"attention": [True]}})
+        check_settings(PretrainConfig, {"unet": {"attention": [True]}})
+    with pytest.raises(LisaError, match="multiple of 16"):
+        check_settings(PretrainConfig, {"data": {"size": 72}, "architecture": "sd3", "transformer": {"patch": 4}})
 
 
 def test_tokenizer_and_text_encoder():

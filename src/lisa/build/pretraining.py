@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from lisa import zoo
 from lisa.build.pretraining_data import Pictures, encode_pictures, load_pictures, open_pictures, to_uint8
 from lisa.common.errors import LisaError
 from lisa.common.files import atomic_dir, write_json
+from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
-from lisa.processes.ddpm import DDPMProcess
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
 from lisa.sample.pictures import fast_scheduler
@@ -27,9 +28,8 @@ from lisa.train.batches import BatchPlan
 from lisa.train.checkpoint import Checkpoints
 from lisa.train.loop import ClipGroup, LoopState, Training, run
 from lisa.train.pretrain.config import PretrainConfig
-from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_unet, scheduler_config
-from lisa.train.pretrain.text import make_text_encoder, make_tokenizer
-from lisa.train.pretrain.vae import VAEStep, make_vae, set_scaling_factor
+from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_denoiser
+from lisa.train.pretrain.vae import VAEStep, make_vae, set_scaling
 from lisa.train.settings import save_settings
 
 _EVERY = 50  # steps between events
@@ -44,12 +44,14 @@ def pretrain(config: PretrainConfig) -> Path | None:
             "lisa pretrain runs in one process", "Start it without accelerate launch; models this small need no more"
         )
     source = open_pictures(config)
+    given = None if config.vae.init is None else _load_vae(config)
     run_folder.open(overwrite=config.overwrite, resume=config.resume)
     save_settings(config, run_folder.config)
     pictures = load_pictures(config, source)
-    vae = _train_vae(config, run_folder, pictures)
+    vae = given if given is not None else _train_vae(config, run_folder, pictures)
     if vae is None:
         return None
+    set_scaling(vae, pictures.tensor(pictures.train[:1024]), shifted=config.architecture == "sd3")
     return _train_denoiser(config, run_folder, pictures, vae)
 
 
@@ -92,10 +94,36 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures
     )
     if not run(training):
         return None
-    vae.eval()
-    set_scaling_factor(vae, pictures.tensor(pictures.train[:1024]))
     with atomic_dir(done) as folder:
-        vae.save_pretrained(folder)
+        vae.eval().save_pretrained(folder)
+    return vae
+
+
+def _load_vae(config: PretrainConfig) -> Any:
+    """An existing autoencoder.
+
+    Raises:
+        LisaError: it cannot be loaded, or is not what ``vae`` describes.
+    """
+    from diffusers import AutoencoderKL
+
+    source = str(config.vae.init)
+    folder = Path(zoo.path(source)) / "vae" if source in zoo.names() else Path(source)
+    try:
+        vae = AutoencoderKL.from_pretrained(folder, local_files_only=folder.is_dir()).float().eval()
+    except Exception as error:  # many kinds; all mean: this cannot be loaded
+        raise LisaError(
+            f"the VAE {source!r} cannot be loaded: {first_line(error)}",
+            "Give vae.init a folder of an AutoencoderKL, or the name of an embedded model",
+            zoo.names(),
+        ) from error
+    found = (2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels)
+    if found != (config.vae.factor, config.vae.latent_channels):
+        raise LisaError(
+            f"the VAE {source!r} has factor {found[0]} and {found[1]} latent channels; the configuration says "
+            f"{config.vae.factor} and {config.vae.latent_channels}",
+            "Set vae.channels and vae.latent_channels as the VAE has them",
+        )
     return vae
 
 
@@ -105,43 +133,29 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
     set_seed(config.seed + 1)
     accelerator = Accelerator()
     settings = config.denoiser
-    tokenizer = make_tokenizer(pictures.captions, config.text)
     latents, size = encode_pictures(config, pictures, vae), config.data.size // config.vae.factor
-    model = torch.nn.ModuleDict(
-        {
-            "unet": make_unet(settings, config.vae.latent_channels, size, config.text.hidden),
-            "text_encoder": make_text_encoder(tokenizer, config.text),
-        }
-    )
-    tokens = _tokens(tokenizer, pictures.captions)
-    process, draws = DDPMProcess(scheduler_config(settings.prediction)), Draws(config.seed)
-    step = DenoiserStep(
-        torch.compile(model["unet"]) if settings.compile else model["unet"],
-        model["text_encoder"],
-        process,
-        draws,
-        _tokens(tokenizer, [""]),
-        settings,
-    )
+    model = make_denoiser(config, pictures.captions, size)
+    tokens, draws = model.tokens(pictures.captions), Draws(config.seed)
+    step = DenoiserStep(model, draws, settings, snr_gamma=config.unet.snr_gamma)
     plan = BatchPlan(len(pictures.train), settings.batch_size, config.seed)
 
     def batches(start: int) -> Iterator[LatentBatch]:
         for number, visits in enumerate(plan.start_at(start), start):
             chosen = [pictures.train[visit % plan.count] for visit in visits]
             flip = np.random.default_rng([config.seed, number]).random(len(chosen)) < 0.5 * config.data.flip
-            yield LatentBatch(chosen, latents(chosen, flip), tokens[chosen])
+            yield LatentBatch(chosen, latents(chosen, flip), {name: ids[chosen] for name, ids in tokens.items()})
 
     ema = EMAModel(model.parameters(), decay=settings.ema, use_ema_warmup=True, power=0.75)
     held = pictures.held_out
-    held_batch = LatentBatch(held, latents(held, np.zeros(len(held), bool)), tokens[held])
+    held_tokens = {name: ids[held] for name, ids in tokens.items()}
+    held_batch = LatentBatch(held, latents(held, np.zeros(len(held), bool)), held_tokens)
 
     @torch.no_grad()
     def show(number: int) -> None:
-        plain = DenoiserStep(model["unet"], model["text_encoder"], process, draws, _tokens(tokenizer, [""]), settings)
         captions = [pictures.captions[i] for i in held[:64]]
         with averaged_weights(model, ema):
-            mse = float(plain(held_batch, 0).logs["mse"])
-            samples = sample_pictures(_pipeline(vae, tokenizer, model, settings), captions)
+            mse = float(step(held_batch, 0).logs["mse"])
+            samples = sample_pictures(model.pipeline(vae), captions)
         run_folder.log(number, "held_out", {"stage": "denoiser", "mse": mse})
         save_png(grid(samples, 8), run_folder.samples / f"step-{number:06d}.png")
 
@@ -152,7 +166,7 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
         return None
     ema.copy_to(model.parameters())
     final = run_folder.path / "model"
-    _save_model(config, run_folder, _pipeline(vae, tokenizer, model.eval(), settings), final)
+    _save_model(config, run_folder, model.eval().pipeline(vae), final)
     return final
 
 
@@ -208,26 +222,6 @@ def _training(
     )
 
 
-def _tokens(tokenizer: Any, captions: list[str]) -> Tensor:
-    length = tokenizer.model_max_length
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-
-
-def _pipeline(vae: Any, tokenizer: Any, model: Any, settings: Any) -> Any:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
-
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=model["text_encoder"],
-        tokenizer=tokenizer,
-        unet=model["unet"],
-        scheduler=DDPMScheduler.from_config(scheduler_config(settings.prediction)),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guidance: float = 3.0) -> list[np.ndarray]:
     """One picture per caption, uint8 (H, W, 3), with DPM-Solver++ and a seed per picture."""
     fast_scheduler(pipeline)
@@ -240,8 +234,9 @@ def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guid
 
 def _save_model(config: PretrainConfig, run_folder: RunFolder, pipeline: Any, final: Path) -> None:
     if config.half_weights:
-        pipeline.unet.half()
-        pipeline.vae.half()
+        for network in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None), pipeline.vae):
+            if network is not None:
+                network.half()
     with atomic_dir(final) as folder:
         pipeline.save_pretrained(folder)
     curve = [

@@ -16,6 +16,7 @@ from lisa.data.samples import Source, captions_of
 from lisa.data.sources import check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
+from lisa.train.dataset import modules_hash
 from lisa.train.pretrain.config import PretrainConfig
 
 
@@ -71,15 +72,16 @@ def encode_pictures(config: PretrainConfig, pictures: Pictures, vae: Any) -> Cal
     """Scaled latents (posterior means) of any pictures and their mirror images, computed once and kept on disk."""
     side = config.data.size // config.vae.factor
     shape = (len(pictures.pixels), 2, config.vae.latent_channels, side, side)
+    shift, scaling = vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
     @torch.no_grad()
     def encode(part: slice) -> np.ndarray:
         chosen = list(range(part.start, part.stop))
         flips = [np.full(len(chosen), flip) for flip in (False, True)]
         means = [vae.encode(pictures.tensor(chosen, flip)).latent_dist.mean for flip in flips]
-        return torch.stack(means, 1).mul(vae.config.scaling_factor).half().numpy()
+        return ((torch.stack(means, 1) - shift) * scaling).half().numpy()
 
-    key = cache_key(images=pictures.fingerprint, seed=config.seed, vae=config.vae.model_dump(), size=config.data.size)
+    key = cache_key(images=pictures.fingerprint, vae=modules_hash([vae]), size=config.data.size)
     stored = ArrayCache(pictures.cache, key).get_or_build("latents", shape, np.float16, encode)
     return lambda indices, flip: torch.from_numpy(stored[indices, flip.astype(np.int64)]).float()
 

@@ -15,6 +15,7 @@ import typer
 def quiet_libraries() -> None:
     """Keep the advice that diffusers and transformers print on loading off the terminal; errors still come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
     import warnings
 
     from diffusers.utils import logging as diffusers_logging
@@ -24,6 +25,8 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # accelerate warns at every checkpoint that a T5's tied embedding is stored once; it is tied again on loading.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 def print_json(value: Any) -> None:

@@ -35,4 +35,4 @@ def pretrain(
     model = run(checked)
     if model is None:
         interrupted("Continue with --resume")
-    typer.echo(f"model: {model}\nload it with: StableDiffusionPipeline.from_pretrained({str(model)!r})")
+    typer.echo(f"model: {model}\nload it with: DiffusionPipeline.from_pretrained({str(model)!r})")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,19 +47,67 @@ def make_tokenizer(captions: Iterable[str], settings: TextSettings) -> Any:
 
 def make_text_encoder(tokenizer: Any, settings: TextSettings) -> Any:
     """A randomly initialised ``CLIPTextModel`` for ``tokenizer``."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
+    return CLIPTextModel(_clip_config(tokenizer, settings))
+
+
+def make_clip_with_projection(tokenizer: Any, settings: TextSettings) -> Any:
+    """A randomly initialised ``CLIPTextModelWithProjection`` of half the width: SD3 joins two of them."""
+    from transformers import CLIPTextModelWithProjection
+
+    half = settings.model_copy(update={"hidden": settings.hidden // 2, "heads": max(1, settings.heads // 2)})
+    return CLIPTextModelWithProjection(_clip_config(tokenizer, half))
+
+
+def make_t5_tokenizer(captions: Iterable[str], settings: TextSettings) -> Any:
+    """A ``T5Tokenizer`` whose pieces are the captions' frequent words, and letters for any other word in ASCII.
+
+    Scores are log frequencies; a letter's is so low that a word known whole is never spelt.
+    """
+    from transformers import T5Tokenizer
+
+    counts = Counter(word for caption in captions for word in caption.split())
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(letter, -50.0) for letter in ["\u2581", *map(chr, range(33, 127))]]
+    words = counts.most_common(settings.vocabulary - len(special) - len(letters))
+    total = sum(counts.values())
+    pieces = [*special, *letters, *[(f"\u2581{word}", math.log(count / total)) for word, count in words]]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=settings.length)
+
+
+def make_t5(tokenizer: Any, settings: TextSettings) -> Any:
+    """A randomly initialised ``T5EncoderModel`` for ``tokenizer``."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
             vocab_size=len(tokenizer),
-            hidden_size=settings.hidden,
-            projection_dim=settings.hidden,
-            intermediate_size=4 * settings.hidden,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            max_position_embeddings=settings.length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            d_model=settings.hidden,
+            d_kv=settings.hidden // settings.heads,
+            d_ff=2 * settings.hidden,
+            num_layers=settings.layers,
+            num_heads=settings.heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
+    )
+
+
+def _clip_config(tokenizer: Any, settings: TextSettings) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        projection_dim=settings.hidden,
+        intermediate_size=4 * settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=settings.length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )

@@ -58,9 +58,9 @@ class VAEStep:
 
 
 @torch.no_grad()
-def set_scaling_factor(vae: Any, pictures: Tensor) -> float:
-    """Store 1 / standard deviation of the latents in the config, so that scaled latents have unit variance."""
+def set_scaling(vae: Any, pictures: Tensor, *, shifted: bool) -> None:
+    """Store in the config what gives latents unit variance, and no mean where ``shifted``, as SD3's pipelines expect."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
-    factor = float(1 / latents.std())
-    vae.register_to_config(scaling_factor=factor)
-    return factor
+    vae.register_to_config(
+        scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()) if shifted else None
+    )

@@ -1,0 +1,34 @@
+"""Pretrainings that take seconds."""
+
+from __future__ import annotations
+
+from lisa.train.callbacks import Callback
+from lisa.train.pretrain.config import PretrainConfig
+from lisa.train.settings import check_settings
+
+SMALL = {
+    "data": {"scenes": 64, "held_out": 8, "size": 32},
+    "vae": {"steps": 2, "batch_size": 4, "channels": [8, 8, 8], "groups": 4},
+    "text": {"hidden": 16, "layers": 1, "heads": 2},
+    "unet": {"channels": [8, 8], "attention": [False, True], "heads": 2, "groups": 4, "layers": 1},
+    "denoiser": {"steps": 4, "batch_size": 4, "warmup": 1},
+    "samples_every": 100,
+    "checkpoint_every": 2,
+}
+
+
+def config(out, **changes):
+    raw = {name: dict(value) if isinstance(value, dict) else value for name, value in SMALL.items()}
+    for name, value in changes.items():
+        raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
+    return check_settings(PretrainConfig, {**raw, "out": out})
+
+
+class StopAt(Callback):
+    """Asks for the end after ``step`` steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, training, logs):
+        training.stop.requested = training.state.step >= self.step
