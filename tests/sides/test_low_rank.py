@@ -87,7 +87,7 @@ def same(ours, theirs):
 
 @each_copy
 def test_what_is_saved_is_a_plain_network_that_predicts_the_same(row, root, tmp_path):
-    """Weights: to the last bit those with the adapters merged in; what it predicts: the same but for rounding."""
+    """Weights: to the last bit those with the adapters merged in. Predictions: the same but for rounding."""
     pair = adapted(row, root)
     module = pair.side.module.eval()
     inputs, _ = rows.make_inputs(pair, row.sizes[1])
