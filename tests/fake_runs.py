@@ -25,6 +25,6 @@ def fake_run(out: Path, model: Path, condition: str | list[str], seed: int = 0, 
     torch.manual_seed(seed)
     side = pair_spec("sd-controlnet").make_side(main, SideOptions(conditions=len(config.data.conditions)))
     tiny.randomise_zero_modules(side.module, seed=seed)
-    side.module.controlnet_cond_embedding.conv_out.weight.data.mul_(30)
+    side.module.controlnet_cond_embedding.conv_out.weight.data.mul_(300)
     side.save(RunFolder(out).side_network)
     return out
