@@ -1,0 +1,3 @@
+from runs import fresh_accelerate
+
+__all__ = ["fresh_accelerate"]
