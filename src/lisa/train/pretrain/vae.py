@@ -59,7 +59,7 @@ class VAEStep:
 
 @torch.no_grad()
 def set_scaling(vae: Any, pictures: Tensor, *, shifted: bool) -> None:
-    """Store in the config what gives latents unit variance, and no mean where ``shifted``, as SD3's pipelines expect."""
+    """Store in the config what gives latents unit variance and, where ``shifted`` (for SD3), no mean."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
     vae.register_to_config(
         scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()) if shifted else None
