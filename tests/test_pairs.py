@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import mse_loss
 import lisa
 import tiny
 from lisa.common.errors import LisaError
-from lisa.pairs import pair_names, pair_spec
+from lisa.pairs import PairSpec, pair_names, pair_spec, register
 from lisa.pairs.stable_diffusion import check_controlnet_fits
 from lisa.sides.controlnet import ControlNetSide
 
@@ -148,6 +149,33 @@ def test_registered_pairs():
     assert "sd-controlnet" in pair_names()
     with pytest.raises(LisaError, match=r"unknown pair 'sd-controlent' .did you mean 'sd-controlnet'"):
         pair_spec("sd-controlent")
+
+
+def test_a_name_is_given_once():
+    spec = pair_spec("sd-controlnet")
+    assert register(spec) is spec
+    with pytest.raises(LisaError, match="there is a kind of pair 'sd-controlnet' already"):
+        register(dataclasses.replace(spec, default_layer="mid"))
+    assert pair_spec("sd-controlnet") is spec
+
+
+def test_nobody_is_verified_by_default():
+    """What others register has not been through our tests."""
+    fields = {field.name: field.default for field in dataclasses.fields(PairSpec)}
+    assert fields["verified_by"] == ()
+    assert all(pair_spec(name).verified_by for name in pair_names())
+
+
+def test_pipelines_are_called_with_what_both_networks_need(sd15):
+    pair = tiny.make_pair(sd15)
+    assert pair.call == pair.spec.call
+    pair.main.call_options = {"max_sequence_length": 8, "both": "main"}
+    pair.side.call_options = {"both": "side"}
+    assert pair.call.more == {"max_sequence_length": 8, "both": ["side"]}
+    other = tiny.make_pair(sd15).side
+    other.call_options = {"both": "other"}
+    assert pair.spec.call_with(pair.main, [other, pair.side]).more["both"] == ["other", "side"]
+    assert dataclasses.replace(pair.call, more={}) == dataclasses.replace(pair.spec.call, more={})
 
 
 def test_default_layer_exists(sd15, sd_small):

@@ -268,7 +268,8 @@ def test_dropout_is_refused_only_where_it_acts(fresh):
 def test_compiled_as_a_whole_is_refused_by_regions_is_not(fresh):
     network = fresh.main.network
     network._compiled_call_impl = lambda *a, **k: None  # what network.compile() sets
-    assert "compile_repeated_blocks" in refused(fresh, "compiled")
+    message = refused(fresh, "compiled")
+    assert "Train with share_prior=false, or compile only" in message and "compile_repeated_blocks" in message
     network._compiled_call_impl = None
     network.forward = torch.compile(network.forward, backend="eager")
     with pytest.raises(LisaError, match="compiled"):

@@ -56,7 +56,7 @@ class SharedPrefix:
         if _is_compiled(self.network):
             raise LisaError(
                 "the main network is compiled as a whole, and compiled code ignores capture and replay",
-                f"Compile its blocks one by one (compile_repeated_blocks()), or {_SEPARATE}",
+                f"{_SEPARATE.capitalize()}, or compile only modules inside it (its blocks: compile_repeated_blocks())",
             )
         if any(getattr(m, name, None) is not None for m in self.network.modules() if _is_up(m) for name in _FREEU):
             raise LisaError("FreeU is on; it edits shared features in place", "Call unet.disable_freeu() for training")

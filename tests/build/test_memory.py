@@ -147,10 +147,6 @@ def nothing_is_read(monkeypatch):
             "model.offload_encoders=disk needs latents in data.cache",
         ),
         ({"model__offload_encoders": "cpu"}, "model.offload_encoders=cpu: this machine trains on the CPU"),
-        (
-            {"model__offload_encoders": "disk", "model__pair": "sd3-controlnet", "data__cache": ["latents", "text"]},
-            "a SD3ControlNetModel reads the latents of conditions, and they are not cached. Add conditions",
-        ),
         ({"model__offload_encoders": "disk", "model__path": "a.safetensors"}, "the encoders of a single file"),
         ({"side__lora_rank": 4, "model__pair": "sd-t2i-adapter"}, "a T2IAdapter is small and no copy"),
         (

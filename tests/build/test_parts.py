@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -14,6 +15,8 @@ from lisa.build.launch import session
 from lisa.common.errors import LisaError
 from lisa.data.images import save_png
 from lisa.data.sources import ScenesSource
+from lisa.sample.pictures import sample_pictures
+from lisa.sides.union import ControlNetUnionSide
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 
@@ -102,6 +105,57 @@ def test_refused(built, changes, expected):
     with pytest.raises(LisaError) as caught:
         built(**changes)
     assert expected in str(caught.value)
+
+
+def test_depth_of_a_side_network_that_is_given(sd_small, tmp_path):
+    with pytest.raises(LisaError, match="side: depth is of a new side network; the one that init names has its own"):
+        config(sd_small, tmp_path, side__init="somewhere", side__depth=2)
+
+
+def test_only_a_union_has_kinds(built):
+    with pytest.raises(LisaError, match=r"side.control_type is 0, but a ControlNetModel is for one kind. Leave it"):
+        built(side__control_type=0)
+
+
+def test_the_kind_of_a_union_is_trained_and_sampled(tmp_path, monkeypatch):
+    """From the configuration, which the run keeps, into training and the pictures of ``lisa generate --run``."""
+    import lisa
+    from conformance import tiny_sdxl
+    from lisa.build import generation, result
+
+    raw = runs.settings(
+        tmp_path / "run", tiny_sdxl.make_folder(tmp_path / "model"), side__control_type=2, data__size=64
+    )
+    raw["model"]["pair"] = "sdxl-controlnet-union"
+    trained, calls = [], []
+    forward = ControlNetUnionSide.forward
+
+    def watched(self, *args):
+        trained.append(self.control_type)
+        return forward(self, *args)
+
+    def sampled(pipeline, requests, settings, call):
+        calls.append(call.more)
+        return sample_pictures(pipeline, requests, settings, call)
+
+    monkeypatch.setattr(ControlNetUnionSide, "forward", watched)
+    for module in (generation, result):
+        monkeypatch.setattr(module, "sample_pictures", sampled)
+    lisa.train(raw, quiet=True)
+    generation.generate(
+        generation.GenerateOptions(run=tmp_path / "run", out=tmp_path / "made", count=1, steps=1, guidance=1.0)
+    )
+    assert set(trained) == {2} and len(calls) >= 3 and all(more == {"control_mode": [2]} for more in calls)
+    several = (str(tmp_path / "run"), str(tmp_path / "run/side_network"))  # a run tells its kind, a folder does not
+    together = {"side": several, "condition": [tmp_path / "made"] * 2, "prompt": "a", "out": tmp_path / "both"}
+    generation.generate(
+        generation.GenerateOptions(**together, steps=1, model=raw["model"]["path"], pair=raw["model"]["pair"])
+    )
+    assert calls[-1] == {"control_mode": [2, 0]}
+    assert json.loads((tmp_path / "both" / "settings.json").read_text())["control_type"] == [2, None]
+    assert "control_mode=[2]" in (tmp_path / "run" / "side_network" / "README.md").read_text()
+    with pytest.raises(LisaError, match=r"side.control_type is 6, this ControlNetUnionModel tells 6 kinds"):
+        parts.build_pair(check_settings(TrainConfig, raw | {"side": {"control_type": 6}}))
 
 
 def test_a_warm_start_that_does_not_fit(built, sd15, tmp_path):

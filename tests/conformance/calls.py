@@ -32,14 +32,14 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
         The prediction.
     """
     pair.side.module.eval()
-    pipeline, main, call = pair.pipeline(), pair.main, pair.spec.call
+    pipeline, main, call = pair.pipeline(), pair.main, pair.call
     _narrow_posterior(main.component("vae"))
     fast_scheduler(pipeline)
     pixels = [side * main.latent_factor for side in size]
     condition = torch.randint(0, 256, (*pixels, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     request = Request("0", PROMPT, condition.numpy(), seed=1)
     networks = [getattr(pipeline, call.network), main.network]
-    with _recorded(networks) as theirs, _scheduler_steps(pipeline) as steps:
+    with recorded(networks) as theirs, _scheduler_steps(pipeline) as steps:
         # An embedded guidance is no classifier-free one: it is the same in training and in sampling here.
         settings = SamplerSettings(steps=2, guidance=getattr(main, "guidance", 1.0))
         list(sample_pictures(pipeline, [request], settings, call))
@@ -48,7 +48,7 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
     t = t.float() / 1000 if main.process.prediction == "flow" else t.long()
     read = pair.read_condition(condition.permute(2, 0, 1)[None] / 255)
     inputs = Inputs(_as_map(sample, size), t, main.encode_text([PROMPT]), read)
-    with torch.no_grad(), _recorded([pair.side.module, main.network]) as ours:
+    with torch.no_grad(), recorded([pair.side.module, main.network]) as ours:
         prediction = pair.control(inputs)
     for mine, their, left_out in zip(ours, theirs, (in_another_form, ()), strict=True):
         assert mine[-1].keys() == their[-1].keys()
@@ -59,7 +59,7 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
 
 
 @contextmanager
-def _recorded(modules: list[Any]) -> Iterator[list[list[dict[str, Any]]]]:
+def recorded(modules: list[Any]) -> Iterator[list[list[dict[str, Any]]]]:
     """Arguments by name, defaults included, of every call of each module."""
     seen: list[list[dict[str, Any]]] = [[] for _ in modules]
 

@@ -6,6 +6,7 @@ A package that adds a pair runs its row through the same functions; see ``docs/a
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,9 +23,11 @@ import tiny
 from conformance import row as rows
 from conformance.calls import compare_with_pipeline
 from conformance.row import Row
+from lisa.common.errors import LisaError
 from lisa.core.decoder import to_map
 from lisa.pairs import Pair
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sides.base import SideOptions
 
 Check = Callable[[Row, Path], None]
 #: name -> check; those that depend on the precision are there once for each.
@@ -212,7 +215,7 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     package = import_module(pair.spec.package)
     side = getattr(package, pair.spec.side_kind).from_pretrained(folder / "saved")
     stock_class = getattr(package, pair.spec.pipeline_name)
-    stock = stock_class.from_pretrained(rows.model_folder(row, folder), **{pair.spec.call.network: side})
+    stock = stock_class.from_pretrained(rows.model_folder(row, folder), **{pair.call.network: side})
     rows.to_own_memory(stock)
     ours = pair.pipeline()
     assert type(ours) is type(stock)
@@ -224,7 +227,7 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     for pipeline in (ours, stock):
         fast_scheduler(pipeline)
         settings = SamplerSettings(steps=2, guidance=2.0, batch_size=2)
-        pictures.append([p for _, p in sample_pictures(pipeline, requests, settings, pair.spec.call)])
+        pictures.append([p for _, p in sample_pictures(pipeline, requests, settings, pair.call)])
     for mine, theirs, condition in zip(*pictures, conditions, strict=True):
         assert mine.shape == condition.shape and (mine == theirs).all()
     assert (pictures[0][0] != pictures[0][1]).any()  # the condition is all that differs between the two
@@ -251,3 +254,16 @@ def its_layers_can_be_listed_without_weights(row: Row, folder: Path) -> None:
     layers = spec.reference_side().layers()
     assert spec.default_layer in [layer.name for layer in layers]
     assert all(layer.channels > 0 and layer.stride & (layer.stride - 1) == 0 for layer in layers)
+
+
+@promised
+def a_depth_is_heeded_or_refused(row: Row, folder: Path) -> None:
+    """Never silently left aside."""
+    pair = rows.make_pair(row, folder)
+    try:
+        side = pair.spec.make_side(pair.main, SideOptions(depth=2))
+    except LisaError as error:
+        assert re.search(r"side.depth is 2, but a \w+'s is not free", str(error))
+        assert not row.free_depth
+    else:
+        assert row.free_depth and len([layer for layer in side.layers() if layer.name.startswith("block.")]) == 2

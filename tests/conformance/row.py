@@ -39,6 +39,7 @@ class Row:
         side: options of a new side network.
         load: options for ``load_main``.
         in_another_form: arguments of the side network that it is given in another form than by the pipeline.
+        free_depth: whether the number of a new side network's blocks can be chosen.
         label: tells apart rows of one pair and prediction.
         init: writes a side network to start from to a folder; None: a new one is made of the main network.
     """
@@ -55,6 +56,7 @@ class Row:
     side: SideOptions = field(default_factory=SideOptions)
     load: Mapping[str, Any] = field(default_factory=dict)
     in_another_form: tuple[str, ...] = ()
+    free_depth: bool = True
     label: str = ""
     init: Callable[[Path], Path] | None = None
 

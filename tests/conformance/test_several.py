@@ -34,6 +34,8 @@ def made(name, root):
     torch.manual_seed(11)
     other = pair.spec.make_side(pair.main, row.side)
     rows.randomise_zero_modules(other, seed=12)
+    if name == "sdxl-controlnet-union":
+        other.choose_control_type(2)
     for side in (pair.side, other):
         side.module.eval()
     return pair, other
@@ -49,7 +51,8 @@ def sampled(pair, sides, requests, scale, batch=4):
     pipeline = joint_pipeline(pair.spec, pair.main, sides)
     fast_scheduler(pipeline)
     settings = SamplerSettings(steps=2, guidance=2.0, control_scale=scale, batch_size=batch)
-    return [picture for _, picture in sample_pictures(pipeline, requests, settings, pair.spec.call)]
+    call = pair.spec.call_with(pair.main, sides)
+    return [picture for _, picture in sample_pictures(pipeline, requests, settings, call)]
 
 
 def by_hand(pair, sides, conditions):
@@ -69,7 +72,7 @@ def by_hand(pair, sides, conditions):
         "StableDiffusionXLControlNetUnionPipeline": {
             "control_image": given,
             "controlnet_conditioning_scale": [*WEIGHTS],
-            "control_mode": [0, 0],
+            "control_mode": [0, 2],
         },
         "StableDiffusionAdapterPipeline": {"image": given, "adapter_conditioning_scale": [*WEIGHTS]},
         "StableDiffusionXLAdapterPipeline": {"image": given, "adapter_conditioning_scale": [*WEIGHTS]},

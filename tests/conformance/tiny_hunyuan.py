@@ -74,6 +74,7 @@ ROWS = [
         partial(make_folder, prediction=prediction, style=style),
         embedder=lambda side: side.input_block,
         planted_in="condition",
+        free_depth=False,
     )
     for prediction, style in (("v_prediction", False), ("epsilon", True))
 ]

@@ -20,6 +20,14 @@ def conv_in(side: Any) -> Any:
 
 
 ROWS = [
-    Row("sd-controlnet", prediction, partial(make_folder, prediction=prediction, v2=v2), conv_in, cell=1, reach=1)
+    Row(
+        "sd-controlnet",
+        prediction,
+        partial(make_folder, prediction=prediction, v2=v2),
+        conv_in,
+        cell=1,
+        reach=1,
+        free_depth=False,
+    )
     for prediction, v2 in (("epsilon", False), ("v_prediction", True))
 ]

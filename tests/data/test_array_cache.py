@@ -69,6 +69,31 @@ def test_a_partial_array_of_another_shape_is_not_continued(tmp_path):
     assert build.calls == [(0, 50)]
 
 
+def test_arrays_that_are_computed_together(tmp_path):
+    """One call per chunk gives rows of both; they go on from where the one that is further behind was left."""
+    cache, calls = ArrayCache(tmp_path, "key"), []
+    shapes = {"one": (ROWS.shape, np.float32), "two": ((50,), np.int64)}
+
+    def build(rows, fail_at=None):
+        if rows.stop == fail_at:
+            raise KeyboardInterrupt
+        calls.append((rows.start, rows.stop))
+        return {"one": ROWS[rows], "two": np.arange(50)[rows]}
+
+    assert cache.missing_bytes(shapes) == 50 * 24 + 50 * 8
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_build_all(shapes, lambda rows: build(rows, fail_at=40), chunk=10)
+    assert cache.missing_bytes(shapes) == 20 * 24 + 20 * 8
+    partial = cache.folder / "two.npy.partial"
+    os.truncate(partial, partial.stat().st_size - 7 * 8)
+    calls.clear()
+    both = cache.get_or_build_all(shapes, build, chunk=10)
+    assert np.array_equal(both["one"], ROWS) and np.array_equal(both["two"], np.arange(50))
+    assert calls[0] == (23, 33) and cache.missing_bytes(shapes) == 0
+    (cache.folder / "two.npy").unlink()
+    assert np.array_equal(cache.get_or_build_all(shapes, build)["two"], np.arange(50))
+
+
 def test_types_shapes_and_empty_arrays(tmp_path):
     cache = ArrayCache(tmp_path, "key")
     half = cache.get_or_build("half", (5, 4), np.float16, lambda rows: np.ones((rows.stop - rows.start, 4)))

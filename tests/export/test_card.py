@@ -44,7 +44,7 @@ def rewritten(run, folder, summary_changes=None, **changes):
         config = config.model_copy(update={section: part})
     summary = json.loads((run / "summary.json").read_text()) | (summary_changes or {})
     folder.mkdir(exist_ok=True)
-    write_run_card(folder, RunFolder(run), config, 3, summary)
+    write_run_card(folder, RunFolder(run), config, 3, summary["call_options"], summary)
     return (folder / "README.md").read_text()
 
 
@@ -157,7 +157,7 @@ def test_the_cards_own_lines_give_our_picture(pair, tmp_path):
     for pipeline in (ours, stock):
         fast_scheduler(pipeline)
         request, settings = Request("0", "a prompt", condition, seed=1), SamplerSettings(steps=2, guidance=2.0)
-        pictures.append(next(sample_pictures(pipeline, [request], settings, made.spec.call))[1])
+        pictures.append(next(sample_pictures(pipeline, [request], settings, made.call))[1])
     assert (pictures[0] == pictures[1]).all()
     scope["pipe"] = partial(stock, num_inference_steps=1, height=size[0], width=size[1])
     scope["condition"] = Image.fromarray(condition)

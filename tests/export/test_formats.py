@@ -54,7 +54,7 @@ def picture(pair):
     pipeline = pair.pipeline()
     fast_scheduler(pipeline)
     request = Request("0", "a cat", condition, seed=1)
-    ((_, made),) = sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.spec.call)
+    ((_, made),) = sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.call)
     return made
 
 

@@ -210,3 +210,21 @@ def test_attach_measures_the_stride(tmp_path):
     aligner = lisa.attach(module, ["block.0", "single.0"], out_channels=4)
     assert [(d.in_channels, d.upsamples) for d in aligner.decoders.values()] == [(32, 1), (32, 1)]
     assert [(layer.channels, layer.stride) for layer in FluxControlNetSide(module).layers()] == [(32, 2), (32, 2)]
+
+
+def test_a_hub_name_of_another_pipeline_is_refused_before_it_is_downloaded(monkeypatch):
+    """Kontext's networks would load, and it would be taken for text-to-image."""
+    from diffusers import FluxPipeline
+
+    index = {"_class_name": "FluxKontextPipeline"}
+    asked = []
+    monkeypatch.setattr(FluxPipeline, "load_config", lambda name: asked.append(name) or index)
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda *args, **options: pytest.fail("downloaded"))
+    assert "FluxPipeline" in refused("owner/kontext", "'owner/kontext' holds a FluxKontextPipeline, which")
+    assert asked == ["owner/kontext"]
+    index["_class_name"] = "FluxPipeline"
+    pipeline = make_pipeline()
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    assert load_flux("owner/dev").source == "owner/dev"
+    monkeypatch.setattr(FluxPipeline, "load_config", lambda name: 1 / 0)
+    refused("owner/none", "the main network 'owner/none' cannot be loaded: ZeroDivisionError")

@@ -12,16 +12,21 @@ import torch
 from PIL import Image
 
 import lisa
+import runs
 import tiny
 from conformance import row as rows
 from conformance.calls import compare_with_pipeline
 from conformance.tiny_sd3 import ROWS, make_folder, make_large_side, make_pipeline, make_vae
+from lisa.build import parts
+from lisa.build.checks import check_positions
 from lisa.common.errors import LisaError
 from lisa.mains.sd3 import StableDiffusion3Main, load_sd3
 from lisa.pairs import Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.sd3 import SD3ControlNetSide, entered
+from lisa.train.config import TrainConfig
+from lisa.train.settings import check_settings
 from model_copies import edited
 
 SPEC = pair_spec("sd3-controlnet")
@@ -127,8 +132,24 @@ def test_variants(tmp_path, main):
     assert torch.equal(half, plain.half().float()) and half.dtype == torch.float32
     assert torch.equal(load_sd3(str(only)).network.get_parameter(weight), half)  # the only one there is
     assert "'fp16'" in refused(both, "no weights of variant 'fp15'", variant="fp15")
+    _name_as_formerly(only / "transformer")
+    assert torch.equal(load_sd3(str(only), variant="fp16").network.get_parameter(weight), half)
+    assert torch.equal(load_sd3(str(only)).network.get_parameter(weight), half)
     (only / "transformer" / "diffusion_pytorch_model.safetensors.index.fp16.json").unlink()
     refused(only, "cannot be loaded")
+
+
+def _name_as_formerly(folder):
+    """The variant after the number of the part: most public fp16 weights in several files are called so."""
+    (index,) = folder.glob("*.index.fp16.json")
+    content = index.read_text()
+    for part in sorted(folder.glob("*.fp16-*-of-*.safetensors")):
+        stem, _, rest = part.name.partition(".fp16")
+        former = f"{stem}{rest.removesuffix('.safetensors')}.fp16.safetensors"
+        content = content.replace(part.name, former)
+        part.rename(folder / former)
+    index.write_text(content)
+    assert "-of-" in content and ".fp16-" not in content
 
 
 def test_what_is_refused(folder, tmp_path):
@@ -153,6 +174,48 @@ def test_latents_beyond_the_positions_are_refused(main):
     main.complete(context, torch.zeros(1, 4, 32, 16))
     with pytest.raises(LisaError, match="at most 256 pixels"):
         main.complete(context, torch.zeros(1, 4, 16, 34))
+
+
+def test_positions_of_both_networks_count(main):
+    side = SPEC.make_side(main, SideOptions())
+    check_positions((256, 128), main, side)
+    with pytest.raises(LisaError, match=r"272x64 pixels are larger .* at most 256 pixels"):
+        check_positions((64, 272), main, side)
+    smaller = SD3ControlNetSide(type(side.module).from_config(dict(side.module.config) | {"pos_embed_max_size": 8}))
+    SPEC.check_fit(main, smaller)
+    with pytest.raises(LisaError, match=r"256x128 pixels are larger .* at most 128 pixels"):
+        check_positions((128, 256), main, smaller)
+
+
+def test_positions_are_checked_before_a_training(folder, tmp_path):
+    side = SPEC.make_side(load_sd3(str(folder)), SideOptions())
+    SD3ControlNetSide(type(side.module).from_config(dict(side.module.config) | {"pos_embed_max_size": 4})).save(
+        tmp_path
+    )
+    raw = runs.settings(tmp_path / "run", folder, data__size=80, side__init=str(tmp_path))
+    raw["model"]["pair"] = SPEC.name
+    with pytest.raises(LisaError, match=r"80x80 pixels are larger .* at most 64 pixels"):
+        parts.build_pair(check_settings(TrainConfig, raw))
+
+
+@pytest.mark.parametrize(("tokenizer", "length"), [(512, 256), (40, 40)])
+def test_text_of_t5_is_as_long_in_training_as_in_pictures(tokenizer, length):
+    """512 is what public tokenizers say; what a small model learnt to read is shorter."""
+    pipeline = make_pipeline()
+    pipeline.tokenizer_3.model_max_length = tokenizer
+    main = StableDiffusion3Main(pipeline, "memory")
+    pair = Pair(SPEC, main, SPEC.make_side(main, SideOptions()))
+    assert pair.call.more == {"max_sequence_length": length}
+    states = main.encode_text(["a cat"])["encoder_hidden_states"]
+    assert states.shape[1] == pipeline.tokenizer.model_max_length + length
+    rows.randomise_zero_modules(pair.side)
+    compare_with_pipeline(pair, (16, 16))
+
+
+def test_without_t5_the_length_is_the_pipelines(tmp_path):
+    main = load_sd3(str(make_folder(tmp_path, t5=False)))
+    assert main.call_options == {}
+    assert main.encode_text(["a"])["encoder_hidden_states"].shape[1] == main.pipeline.tokenizer.model_max_length + 256
 
 
 @pytest.mark.parametrize("zeros", [True, False])

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+import runs
 import tiny
 from conformance import tiny_zimage
 from conformance.row import randomise_zero_modules
+from lisa.build import parts
 from lisa.mains.zimage import ZImageMain, load_zimage
 from lisa.pairs import Inputs, Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.zimage import ZImageControlNetSide
+from lisa.train.config import TrainConfig
+from lisa.train.settings import check_settings
 from model_copies import edited, refused
 
 SPEC = pair_spec("zimage-controlnet")
@@ -194,6 +198,8 @@ def test_later_versions_read_more_channels(main):
     assert "reads 2 channels" in refused(SPEC.check_fit, main, side)
     module.register_to_config(control_in_dim=9, control_layers_places=[0, 6])
     assert "controls layer 6" in refused(SPEC.check_fit, main, side)
+    module.register_to_config(control_layers_places=[0, 3], add_control_noise_refiner="control_layers")
+    assert "add_control_noise_refiner is 'control_layers'" in refused(SPEC.check_fit, main, side)
     module.register_to_config(dim=64)
     assert "its dim is 64" in refused(SPEC.check_fit, main, side)
 
@@ -211,3 +217,16 @@ def test_gradient_checkpointing_changes_nothing(pair):
     for plain, checked in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checked)
     assert max(gradient.abs().max() for gradient in gradients[0]) > 0
+
+
+def test_a_layer_without_a_name_is_measured_with_what_is_borrowed(pair, folder, tmp_path):
+    path = "control_layers.1.attention.to_q"
+    raw = runs.settings(tmp_path, folder, data__size=64, align__layer=path)
+    aligner, _ = parts.build_alignment(check_settings(TrainConfig, raw), pair)
+    assert aligner.layers == (path,)
+    batch = inputs(pair.main)
+    prediction = pair.predict(batch)
+    target = torch.zeros_like(batch.x_t)
+    terms = aligner(target, prediction.prior, pair.main.process.decoder_time(batch.t))
+    assert terms.decoded[path].shape == target.shape
+    assert pair.side.module.t_embedder is None

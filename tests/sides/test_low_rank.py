@@ -125,7 +125,7 @@ def test_the_stock_pipeline_makes_the_picture_of_what_is_given_away(row, root, t
 
     def picture(pipeline):
         fast_scheduler(pipeline)
-        return next(sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.spec.call))[1]
+        return next(sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.call))[1]
 
     with without_adapters(pair.side.module):
         ours = picture(pair.pipeline())

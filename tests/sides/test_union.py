@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 from conformance import row as rows
 from conformance import tiny_sdxl
+from conformance.calls import recorded
 from lisa.common.errors import LisaError
 from lisa.pairs import Inputs
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.union import ControlNetUnionSide
 
@@ -64,8 +67,22 @@ def test_the_kind_of_condition_counts(pair):
     inputs, _ = rows.make_inputs(pair, (8, 8))
     with torch.no_grad():
         first = pair.control(inputs)
-        pair.side.control_type = 3
+        pair.side.choose_control_type(3)
         assert not torch.equal(first, pair.control(inputs))
+
+
+@pytest.mark.parametrize("kind", [0, 3])
+def test_the_pipeline_is_told_the_kind(pair, kind):
+    pair.side.choose_control_type(kind)
+    pipeline = pair.pipeline()
+    fast_scheduler(pipeline)
+    wanted = [Request("0", "a cat", np.zeros((64, 64, 3), np.uint8), 1)]
+    with recorded([pipeline.controlnet]) as ((theirs,),):
+        list(sample_pictures(pipeline, wanted, SamplerSettings(1, 1.0), pair.call))
+    with recorded([pair.side.module]) as ((ours,),):
+        pair.control(rows.make_inputs(pair, (8, 8))[0])
+    assert theirs["control_type_idx"] == ours["control_type_idx"] == [kind]
+    assert theirs["control_type"][0].tolist() == ours["control_type"][0].tolist() == torch.eye(6)[kind].tolist()
 
 
 def test_several_conditions_are_refused(pair):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
+from conformance import tiny_sdxl
 from lisa.common.errors import LisaError
 from lisa.data.sources import ScenesSource
 from lisa.data.transforms import PairedTransform
 from lisa.pairs import pair_spec
+from lisa.train import caching
 from lisa.train.batches import BatchPlan
 from lisa.train.dataset import EncodedData, batches, modules_hash
 
@@ -26,9 +29,10 @@ def main(sd_small):
     return pair_spec("sd-controlnet").load_main(str(sd_small))
 
 
-def encode(main, folder, cached=ALL, condition="edges", size=32, seed=5, **options):
+def encode(main, folder, cached=ALL, condition="edges", size=32, seed=5, reads="pixels", say=None, **options):
     transform = PairedTransform((size, size), flip=True, seed=2, **options)
-    return EncodedData(ScenesSource(condition, seed=seed, count=7, size=size), main, transform, folder, cached)
+    source = ScenesSource(condition, seed=seed, count=7, size=size)
+    return EncodedData(source, main, transform, folder, cached, reads, say)
 
 
 def first(data, count=5, workers=0, start=0):
@@ -140,3 +144,65 @@ def test_a_sample_that_cannot_be_read_is_one_message(main, tmp_path, monkeypatch
     monkeypatch.setattr(ScenesSource, "__getitem__", broken)
     with pytest.raises(LisaError, match=r"^image \d is truncated\. Replace it\.$"):
         first(data, workers=workers)
+
+
+def test_text_is_encoded_once_for_all_its_arrays(tmp_path, monkeypatch):
+    """SDXL's two encoders give two arrays, SD3's three also two: each caption goes through them once."""
+    main = pair_spec("sdxl-controlnet").load_main(str(tiny_sdxl.make_folder(tmp_path / "model")))
+    encoded, own = [], main.encode_text
+    monkeypatch.setattr(main, "encode_text", lambda captions: encoded.extend(captions) or own(captions))
+    data = encode(main, tmp_path / "cache", ("text",))
+    different = sorted(set(data.captions))
+    assert sorted(encoded) == sorted(["", "", *different])  # one to see the shapes, one for dropped captions
+    assert set(first(data, 1)[0].context) == {"encoder_hidden_states", "text_embeds"}
+    encoded.clear()
+    encode(main, tmp_path / "cache", ("text",))
+    assert encoded == ["", ""]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_text_is_kept_in_the_type_it_comes_in(sd_small, tmp_path, dtype):
+    """Without loss: what training in bfloat16 reads is what its encoders gave, in half of the space."""
+    main = pair_spec("sd-controlnet").load_main(str(sd_small))
+    main.to(CPU, dtype)
+    cached, expected = (first(encode(main, tmp_path, items), 3) for items in (("text",), ()))
+    for one, two in zip(cached, expected, strict=True):
+        ours, theirs = (batch.context["encoder_hidden_states"] for batch in (one, two))
+        assert ours.dtype == theirs.dtype == dtype
+        torch.testing.assert_close(ours, theirs)
+    (file,) = tmp_path.glob("*/encoder_hidden_states.npy")
+    assert np.load(file).itemsize == dtype.itemsize
+
+
+@pytest.mark.parametrize(("reads", "cached", "files"), [
+    ("latents", ("latents",), ["condition_latents", "moments"]),
+    ("pixels", ("latents",), ["moments"]),
+    ("latents", ("text",), ["encoder_hidden_states"]),
+])  # fmt: skip
+def test_latents_of_conditions_are_latents(main, tmp_path, reads, cached, files):
+    """Else the autoencoder would run, and stay in memory, at every step."""
+    encode(main, tmp_path, cached, reads=reads)
+    assert sorted(file.stem for file in tmp_path.glob("*/*.npy")) == files
+
+
+def test_the_size_of_a_cache_is_told_and_weighed_before(main, tmp_path, monkeypatch):
+    said = []
+    encode(main, tmp_path / "small", say=said.append)
+    assert said == []  # not worth a word
+    monkeypatch.setattr(caching, "_LARGE", 10_000)
+    monkeypatch.setattr(caching, "_size", str)
+    encode(main, tmp_path / "cache", say=said.append)
+    size = {file.stem: np.load(file).nbytes for file in (tmp_path / "cache").glob("*/*.npy")}
+    names = {"latents": "moments", "conditions": "conditions", "text": "encoder_hidden_states"}
+    parts = ", ".join(f"{item} {size[name]}" for item, name in names.items())
+    assert said == [f"the cache in '{tmp_path / 'cache'}' will take {sum(size.values())} ({parts})"]
+    encode(main, tmp_path / "cache", say=said.append)
+    assert len(said) == 1, "what is there is not counted"
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: SimpleNamespace(free=sum(size.values()) - 1))
+    encode(main, tmp_path / "cache")
+    with pytest.raises(
+        LisaError, match=r"are free there\. Leave conditions out of data.cache, .*data.cache_dir"
+    ) as caught:
+        encode(main, tmp_path / "full")
+    assert f"needs {sum(size.values())} more ({parts}); {sum(size.values()) - 1} are free" in str(caught.value)
+    assert not (tmp_path / "full").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,35 @@ from lisa.train.config import TrainConfig
 
 
 def write_run_card(
-    folder: Path, run_folder: RunFolder, config: TrainConfig, steps: int, summary: Mapping[str, Any] | None = None
+    folder: Path,
+    run_folder: RunFolder,
+    config: TrainConfig,
+    steps: int,
+    call_options: Mapping[str, Any],
+    summary: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the card into ``folder``; with figures, curves and samples where there is a ``summary``."""
+    """Write the card into ``folder``; with figures, curves and samples where there is a ``summary``.
+
+    ``call_options``: of ``Pair.call``, what the pipeline is called with beside prompt and condition.
+    """
     spec = pair_spec(config.model.pair)
     batch = config.train.batch_size * config.train.accumulation
     finished: dict[str, Any] = {}
     if summary is not None:
         batch = summary.get("batch_size", batch)
-        picture = run_folder.samples / Path(summary["picture"]).name  # wherever the run folder is now
+        drawn = summary["picture"]  # None: it could not be drawn
+        picture = None if drawn is None else run_folder.samples / Path(drawn).name  # wherever the run folder is now
         finished = {
             "summary": summary,
             "readings": list(run_folder.read_events("held_out")),
-            "samples": picture if picture.is_file() else None,
+            "samples": picture if picture is not None and picture.is_file() else None,
         }
     facts = CardFacts(
         title=f"{run_folder.path.resolve().name}: {', '.join(config.data.conditions)}",
         side_kind=spec.side_kind,
         pipeline=spec.pipeline_name,
         package=spec.package,
-        call=spec.call,
+        call=replace(spec.call, more=call_options),
         model=config.model.path,
         data=config.data.source,
         conditions=config.data.conditions,

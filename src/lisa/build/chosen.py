@@ -84,6 +84,12 @@ def choose_sides(run: Path | None, sides: Sequence[str]) -> list[ChosenSide]:
     return [_of_run(str(run), run, 1.0)]
 
 
+def control_types(run: TrainConfig | None, sides: Sequence[ChosenSide]) -> list[int | None]:
+    """The kind of condition of each side network: its own run's, else that of ``run``; None: not told."""
+    configs = [side.config if side.config is not None else run for side in sides]
+    return [None if config is None else config.side.control_type for config in configs]
+
+
 def _side(name: str, weight: float) -> ChosenSide:
     path = Path(name)
     return _of_run(name, path, weight) if RunFolder(path).config.is_file() else ChosenSide(name, name, weight, None)

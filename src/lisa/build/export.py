@@ -10,7 +10,7 @@ from typing import Any
 
 import lisa
 from lisa.build.card import write_run_card
-from lisa.build.generation import read_run
+from lisa.build.chosen import read_run
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import atomic_dir, read_json
 from lisa.common.model_folders import SINGLE_FILES
@@ -172,7 +172,8 @@ def _refresh_card(source: _Source) -> dict[str, Any] | None:
     if source.run is None or source.config is None or not source.run.summary.is_file():
         return None
     summary: dict[str, Any] = read_json(source.run.summary)
-    write_run_card(source.weights, source.run, source.config, summary["steps"], summary)
+    call_options = summary.get("call_options", source.spec.call.more)
+    write_run_card(source.weights, source.run, source.config, summary["steps"], call_options, summary)
     return summary
 
 

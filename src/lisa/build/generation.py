@@ -12,18 +12,20 @@ import numpy as np
 import torch
 
 from lisa.build import parts
-from lisa.build.chosen import ChosenSide, choose_model, choose_sides, read_run
+from lisa.build.checks import check_positions, choose_control_type
+from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
 from lisa.build.requests import file_requests, held_out_requests, read_prompts
 from lisa.common.errors import LisaError
 from lisa.common.files import write_json
 from lisa.data.folders import hash_file
 from lisa.data.images import read_note, save_png
 from lisa.data.samples import content_hash
-from lisa.pairs import PairSpec, pair_spec
+from lisa.mains.base import MainNetwork
+from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
-from lisa.sides.base import SideOptions
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import ModelSettings, TrainConfig
 
 _STAMP = "lisa-generate"  # in the PNG's text chunks
@@ -77,21 +79,25 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         check_container(spec)
     requests = _requests(options, run, sides)
     scales = tuple(options.scale * side.weight for side in sides)
-    settings = {
+    settings: dict[str, Any] = {
         "model": model.path,
         "side": _one_or_all([side.source for side in sides]),
         "steps": options.steps,
         "guidance": options.guidance,
         "scale": _one_or_all(scales),
     }
+    kinds = control_types(run, sides)
+    if any(kind is not None for kind in kinds):
+        settings["control_type"] = _one_or_all(kinds)
     stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
     todo = _unfinished(options, requests, stamps)
     if todo:
-        pipeline = _load_pipeline(model, spec, sides, todo).to(_device())
+        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo)
+        pipeline.to(_device())
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
         sampler = SamplerSettings(options.steps, options.guidance, _one_or_all(scales, tuple), options.batch)
-        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, spec.call), start=1):
+        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, call), start=1):
             save_png(picture, _file(options, request), {_STAMP: stamps[request.key]})
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {_file(options, request)}")
@@ -168,24 +174,29 @@ def _device() -> torch.device:
 
 
 def _load_pipeline(
-    model: ModelSettings, spec: PairSpec, sides: Sequence[ChosenSide], requests: Sequence[Request]
-) -> Any:
-    """The pipeline around all networks, once it is sure that they suit each other and the conditions."""
+    model: ModelSettings,
+    spec: PairSpec,
+    sides: Sequence[ChosenSide],
+    kinds: Sequence[int | None],
+    requests: Sequence[Request],
+) -> tuple[Any, PipelineCall]:
+    """The pipeline around all networks, which suit each other and the conditions; and how to call it."""
     main = spec.load_main(parts.model_source(model), variant=model.variant, config=model.single_file_config)
     networks = []
-    for side, condition in zip(sides, requests[0].conditions, strict=True):
+    for side, kind, condition in zip(sides, kinds, requests[0].conditions, strict=True):
         count = condition.shape[-1] // 3
         network = spec.load_fitting_side(main, side.source, SideOptions(conditions=count))
         check_conditions(spec, network, count)
+        choose_control_type(network, kind)
         network.module.eval()
         networks.append(network)
-    _check_sizes(requests, main.size_multiple)
-    return joint_pipeline(spec, main, networks)
+    _check_sizes(requests, main, networks)
+    return joint_pipeline(spec, main, networks), spec.call_with(main, networks)
 
 
-def _check_sizes(requests: Sequence[Request], multiple: int) -> None:
-    """Every batch has one size, for all side networks, and every size suits the latents."""
-    first = requests[0].condition
+def _check_sizes(requests: Sequence[Request], main: MainNetwork, sides: Sequence[SideNetwork]) -> None:
+    """Every batch has one size, for all side networks, and every size suits the latents and positions."""
+    first, multiple = requests[0].condition, main.size_multiple
     for request in requests:
         for condition in request.conditions:
             height, width = condition.shape[:2]
@@ -200,3 +211,4 @@ def _check_sizes(requests: Sequence[Request], multiple: int) -> None:
                     f"condition {request.key!r} is {width}x{height} pixels",
                     f"Both sides must be multiples of {multiple}",
                 )
+    check_positions((first.shape[0], first.shape[1]), main, *sides)

@@ -23,7 +23,7 @@ def check_memory(config: TrainConfig) -> None:
 
     Raises:
         LisaError: quantised weights without bitsandbytes or CUDA, or from a single file; adapters for a side network
-            that is no copy; offloaded encoders that would be needed at every step, or could not be read again.
+            that is no copy; offloaded encoders that could not be read again.
     """
     model, single = config.model, is_single_file(config.model.path)
     check_quantization(model.quantize)
@@ -37,17 +37,10 @@ def check_memory(config: TrainConfig) -> None:
             f"model.offload_encoders=disk: the encoders of a single file ({model.path!r}) cannot be read by themselves",
             "Set model.offload_encoders=cpu, or use the model's folder in diffusers' layout",
         )
-    if model.offload_encoders == "none" and config.side.lora_rank is None:
-        return
-    side = pair_spec(model.pair).reference_side()
-    if config.side.lora_rank is not None and not side.lora_targets:
-        raise no_copy(side.kind)
-    if model.offload_encoders != "none" and side.reads == "latents" and "conditions" not in config.data.cache:
-        raise LisaError(
-            f"model.offload_encoders={model.offload_encoders}: a {side.kind} reads the latents of conditions, and they "
-            "are not cached",
-            "Add conditions to data.cache",
-        )
+    if config.side.lora_rank is not None:
+        side = pair_spec(model.pair).reference_side()
+        if not side.lora_targets:
+            raise no_copy(side.kind)
 
 
 def check_device(config: TrainConfig, device: torch.device) -> None:

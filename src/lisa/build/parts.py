@@ -9,6 +9,14 @@ from typing import Any
 
 import torch
 
+from lisa.build.checks import (
+    check_positions,
+    check_precision,
+    check_size,
+    choose_control_type,
+    choose_guidance,
+    enable_checkpointing,
+)
 from lisa.build.memory import make_networks
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
@@ -119,9 +127,11 @@ def build_pair(config: TrainConfig) -> Pair:
     """Load the main network and make or load the side network.
 
     Raises:
-        LisaError: something cannot be loaded, does not fit, or ``data.size`` is no multiple of what the network needs.
+        LisaError: something cannot be loaded, does not fit, or ``data.size`` is no multiple of what the network needs
+            or larger than it has positions for; or the family cannot be trained in float16.
     """
     spec = pair_spec(config.model.pair)
+    check_precision(config, spec)
 
     def make_side(main: Any) -> Any:
         check_size(config.data.height_width, main.size_multiple)
@@ -132,38 +142,13 @@ def build_pair(config: TrainConfig) -> Pair:
 
     main, side = make_networks(config, spec, model_source(config.model), make_side)
     check_conditions(spec, side, len(config.data.conditions))
+    choose_control_type(side, config.side.control_type)
+    check_positions(config.data.height_width, main, side)
+    choose_guidance(main, config.model.guidance)
     if config.side.gradient_checkpointing:
-        _enable_checkpointing(side.module)
-        _enable_checkpointing(main.network)
-    _set_guidance(main, config.model.guidance)
+        enable_checkpointing(side.module)
+        enable_checkpointing(main.network)
     return Pair(spec, main, side, share_prior=config.model.share_prior)
-
-
-def _set_guidance(main: Any, guidance: float | None) -> None:
-    """For both passes. Classifier-free guidance is another matter, of sampling alone."""
-    if guidance is None:
-        return
-    if not getattr(main.network.config, "guidance_embeds", False):
-        raise LisaError(
-            f"model.guidance is {guidance}, but {main.source!r} embeds no guidance: it is not distilled",
-            "Leave model.guidance empty; the guidance of pictures is sample.guidance",
-        )
-    main.guidance = guidance
-
-
-def _enable_checkpointing(network: Any) -> None:
-    if not network._supports_gradient_checkpointing:
-        raise LisaError(
-            f"side.gradient_checkpointing: diffusers' {type(network).__name__} cannot recompute activations",
-            "Set side.gradient_checkpointing=false",
-        )
-    network.enable_gradient_checkpointing()
-
-
-def check_size(size: tuple[int, int], multiple: int) -> None:
-    """Pixels must be a multiple of what one latent, or one token, covers."""
-    if any(side % multiple for side in size):
-        raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {multiple}")
 
 
 def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:
@@ -172,9 +157,16 @@ def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner 
     if not settings.active:
         return None, None
     layers = settings.layer if settings.layer is not None else pair.spec.default_layer
-    strides = {layer.name: layer.stride for layer in pair.side.layers()}
+    with pair.side.whole():  # to measure the stride of a layer that it has no name for, it is run once
+        aligner = _attach(pair, layers, config)
+    schedule = make_schedule(settings.schedule, settings.weight, config.train.steps, **settings.schedule_options())
+    return aligner, schedule
+
+
+def _attach(pair: Pair, layers: str | list[str], config: TrainConfig) -> LikelihoodAligner:
+    settings, strides = config.align, {layer.name: layer.stride for layer in pair.side.layers()}
     wanted = [layers] if isinstance(layers, str) else layers
-    aligner = attach(
+    return attach(
         pair.side.module,
         layers,
         out_channels=pair.main.latent_channels,
@@ -186,8 +178,6 @@ def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner 
         snr=pair.main.process.snr_of_decoder_time,
         prediction=pair.main.process.prediction,
     )
-    schedule = make_schedule(settings.schedule, settings.weight, config.train.steps, **settings.schedule_options())
-    return aligner, schedule
 
 
 def build_optimizer(

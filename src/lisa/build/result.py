@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
 from lisa.sample.grids import labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState
+
+_T = TypeVar("_T")
 
 TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
 
@@ -56,10 +59,25 @@ class Results:
         with without_adapters(self.pair.side.module):  # the network that is given away, to the last bit
             pipeline = self.pair.pipeline()
             fast_scheduler(pipeline)
-            return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.spec.call)]
+            return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.call)]
 
-    def draw_samples(self, step: int) -> Path:
-        """The grid condition(s) | without | with control | truth, for a few held-out samples."""
+    def draw_samples(self, step: int) -> Path | None:
+        """The grid condition(s) | without | with control | truth of a few samples; see :meth:`unless_broken`."""
+        return self.unless_broken(step, lambda: self._draw(step))
+
+    def unless_broken(self, step: int, make: Callable[[], _T]) -> _T | None:
+        """What ``make`` gives, or None and a note where sampled pictures are not finite.
+
+        The training itself watches its loss, and goes on.
+        """
+        try:
+            return make()
+        except BrokenPictures as error:
+            print(f"note: step {step}: {error}", file=sys.stderr)
+            self.run_folder.log(step, "broken_pictures", {"problem": str(error)})
+            return None
+
+    def _draw(self, step: int) -> Path:
         count = self.config.log.samples
         samples = self.held_out(count)
         self._without = self._without or self.pictures(samples, 0.0)
@@ -77,7 +95,7 @@ class Results:
     def save_side(self, folder: Path, steps: int) -> None:
         """The side network after ``steps`` steps as a plain diffusers folder, with its card."""
         self.pair.side.save(folder)
-        write_run_card(folder, self.run_folder, self.config, steps)
+        write_run_card(folder, self.run_folder, self.config, steps, self.pair.call.more)
 
     def fidelities(self) -> dict[str, dict[str, Any]]:
         """Fidelity to each condition, with and without the side network, on held-out samples.
@@ -114,7 +132,7 @@ class Results:
             with atomic_dir(self.run_folder.side_network) as folder:
                 self.save_side(folder, state.step)
             with self.pair.main.encoders(), self.accelerator.autocast():
-                fidelities = self.fidelities()
+                fidelities = self.unless_broken(state.step, self.fidelities) or {}
                 picture = self.picture or self.draw_samples(state.step)  # resumed after its last step: none drawn yet
             summary = {
                 "model": self.config.model.path,
@@ -135,12 +153,14 @@ class Results:
                 "skipped": state.skipped,
                 "seed": self.config.seed,
                 "side_network": str(self.run_folder.side_network),
+                "call_options": dict(self.pair.call.more),
                 "weights": "raw" if self.config.train.ema is None else "ema",
-                "picture": str(picture),
+                "picture": None if picture is None else str(picture),
                 "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
             }
             write_json(self.run_folder.summary, summary)
-            write_run_card(self.run_folder.side_network, self.run_folder, self.config, state.step, summary)
+            card = (self.run_folder.side_network, self.run_folder, self.config, state.step)
+            write_run_card(*card, self.pair.call.more, summary)
         return broadcast_object_list([summary])[0]
 
     def _batch_size(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,7 @@ def _assemble(
     from diffusers.optimization import get_scheduler
 
     settings, draws = config.train, Draws(config.seed)
-    train_data, held_data = _encode(config, accelerator, pair, data)
+    train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else _say)
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(
@@ -200,6 +202,7 @@ def _callbacks(
 
     def draw(step: int) -> None:
         if accelerator.is_main_process:
+            # Autocast is for the side network; see sample_pictures.
             with final_weights(), pair.main.encoders(), accelerator.autocast():
                 results.draw_samples(step)
         accelerator.wait_for_everyone()
@@ -218,15 +221,23 @@ def _callbacks(
     ]
 
 
+def _say(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
 def _encode(
-    config: TrainConfig, accelerator: Accelerator, pair: Pair, data: parts.DataParts
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pair: Pair,
+    data: parts.DataParts,
+    say: Callable[[str], None] | None,
 ) -> tuple[EncodedData, EncodedData]:
     """The main process fills the cache, the others read it; the networks join the encoders, or follow them."""
     device = accelerator.device
     pair.main.to(device, only="encoders")
     with accelerator.main_process_first():
         how = (parts.cache_folder(config), config.data.cache, pair.side.reads, len(config.data.conditions))
-        train = EncodedData(data.train, pair.main, data.transform, *how)
+        train = EncodedData(data.train, pair.main, data.transform, *how, say)
         held_out = EncodedData(data.held_out, pair.main, parts.still(data.transform), *how)
     pair.main.offload_encoders(config.model.offload_encoders)
     pair.main.to(device, only="network")
@@ -247,7 +258,11 @@ def _prepare(accelerator: Accelerator, pair: Pair, aligner: LikelihoodAligner | 
     pair.side.callee = accelerator.prepare(pair.side.module)
     # accelerate has patched its forward to answer in fp32 whatever autocast says. The frozen network, kept in half
     # precision, could not take that; autocast is ours (launch.under_autocast).
-    accelerator.unwrap_model(pair.side.callee, keep_fp32_wrapper=False)
+    module = accelerator.unwrap_model(pair.side.callee, keep_fp32_wrapper=False)
+    # What it leaves is the class's own forward, bound to this instance: a copy of the instance would run this one.
+    left = getattr(module.__dict__.get("forward"), "__func__", None)
+    if left is not None and unwrap(left) is unwrap(type(module).forward):
+        del module.__dict__["forward"]
     return None if aligner is None else accelerator.prepare(aligner.to(accelerator.device))
 
 

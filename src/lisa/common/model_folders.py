@@ -12,7 +12,10 @@ from lisa.common.errors import LisaError, nearest
 #: How single-file checkpoints end.
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>[\w]+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+_PART = r"(?:-\d+-of-\d+)"  # of weights in several files; formerly it stood before the variant
+_WEIGHTS = re.compile(
+    rf"diffusion_pytorch_model(?:\.(?P<variant>\w+){_PART}?|{_PART}(?:\.(?P<late>\w+))?)?\.(?:safetensors|bin)"
+)
 
 
 def is_hub_name(source: str) -> bool:
@@ -42,7 +45,7 @@ def weight_variant(folder: Path, variant: str | None) -> str | None:
         LisaError: the variant asked for is not there, there are several and none is plain, or there are no weights.
     """
     matches = (_WEIGHTS.fullmatch(path.name) for path in sorted(folder.glob("diffusion_pytorch_model*")))
-    found = list(dict.fromkeys(match["variant"] for match in matches if match))
+    found = list(dict.fromkeys(match["variant"] or match["late"] for match in matches if match))
     if not found:
         raise LisaError(
             f"there are no weights in {str(folder)!r}",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -22,6 +23,10 @@ from lisa.data.samples import content_hash
 
 #: Computes rows ``rows.start`` to ``rows.stop`` of an array; called in order, without gaps.
 Build = Callable[[slice], ArrayLike]
+#: The same for several arrays at once, by name.
+BuildAll = Callable[[slice], Mapping[str, ArrayLike]]
+#: Of several arrays, by name: the shape of the whole array, and its type.
+Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 
 
 def cache_key(**parts: Any) -> str:
@@ -75,13 +80,28 @@ class ArrayCache:
         Raises:
             LisaError: ``build`` gave another shape, the stored array has another one, or the disk is full.
         """
+        return self.get_or_build_all({name: (shape, dtype)}, lambda rows: {name: build(rows)}, chunk=chunk)[name]
+
+    def get_or_build_all(self, arrays: Shapes, build: BuildAll, *, chunk: int = 64) -> dict[str, NDArray[Any]]:
+        """The same for arrays of as many rows each that are computed together, in one go over the rows.
+
+        Raises:
+            LisaError: see :meth:`get_or_build`.
+        """
         if chunk < 1:
             raise LisaError(f"chunk is {chunk}, it must be at least 1")
-        kind = np.dtype(dtype)
-        if not self.is_complete(name):
-            with explain_disk_errors(self._path(name)):
-                self._grow(name, shape, kind, build, chunk)
-        return self.load(name, shape, kind)
+        missing = {
+            name: (shape, np.dtype(kind)) for name, (shape, kind) in arrays.items() if not self.is_complete(name)
+        }
+        if missing:
+            with explain_disk_errors(self.folder):
+                self._grow(missing, build, chunk)
+        return {name: self.load(name, shape, kind) for name, (shape, kind) in arrays.items()}
+
+    def missing_bytes(self, arrays: Shapes) -> int:
+        """What has still to be written of them."""
+        rows = {name: shape[0] - self.done(name, shape, kind) for name, (shape, kind) in arrays.items()}
+        return sum(rows[name] * _row_bytes(shape, np.dtype(kind)) for name, (shape, kind) in arrays.items())
 
     def load(self, name: str, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """A complete array, read-only and memory-mapped.
@@ -105,30 +125,34 @@ class ArrayCache:
             )
         return array
 
-    def _grow(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], build: Build, chunk: int) -> None:
+    def _grow(self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], build: BuildAll, chunk: int) -> None:
+        """Write what is missing, all arrays in step: from where the one that was left furthest behind goes on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_about()
-        partial, header = self._partial(name), _header(shape, dtype)
-        row_bytes = _row_bytes(shape, dtype)
-        start = _whole_rows(partial, shape, dtype)
-        with partial.open("r+b" if start else "wb") as file:
-            if start:
-                file.truncate(len(header) + start * row_bytes)  # drop a row that was cut in the middle
-                file.seek(0, os.SEEK_END)
-            else:
-                file.write(header)
-            for first in range(start, shape[0], chunk):
-                rows = slice(first, min(first + chunk, shape[0]))
-                values = np.ascontiguousarray(build(rows), dtype=dtype)
-                if values.shape != (rows.stop - rows.start, *shape[1:]):
-                    raise LisaError(
-                        f"rows {rows.start} to {rows.stop} of the cached array {name!r} came as {values.shape}, "
-                        f"expected {(rows.stop - rows.start, *shape[1:])}"
-                    )
-                file.write(values.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, self._path(name))
+        start = min(_whole_rows(self._partial(name), shape, kind) for name, (shape, kind) in arrays.items())
+        count = next(iter(arrays.values()))[0][0]
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(self._open(name, *kind, start)) for name, kind in arrays.items()}
+            for first in range(start, count, chunk):
+                rows = slice(first, min(first + chunk, count))
+                values = build(rows)
+                for name, (shape, kind) in arrays.items():
+                    files[name].write(_checked(name, values[name], rows, shape, kind).tobytes())
+                    files[name].flush()
+                    os.fsync(files[name].fileno())
+        for name in arrays:
+            os.replace(self._partial(name), self._path(name))
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> BinaryIO:
+        """The partial file, positioned after its first ``rows`` rows; what comes after them is dropped."""
+        header = _header(shape, dtype)
+        file = self._partial(name).open("r+b" if rows else "wb")
+        if rows:
+            file.truncate(len(header) + rows * _row_bytes(shape, dtype))
+            file.seek(0, os.SEEK_END)
+        else:
+            file.write(header)
+        return file
 
     def _write_about(self) -> None:
         about = self.folder / "about.json"
@@ -146,6 +170,16 @@ class ArrayCache:
 
     def _partial(self, name: str) -> Path:
         return self._path(name).with_suffix(".npy.partial")
+
+
+def _checked(name: str, values: ArrayLike, rows: slice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.ascontiguousarray(values, dtype=dtype)
+    expected = (rows.stop - rows.start, *shape[1:])
+    if array.shape != expected:
+        raise LisaError(
+            f"rows {rows.start} to {rows.stop} of the cached array {name!r} came as {array.shape}, expected {expected}"
+        )
+    return array
 
 
 def _check_name(what: str, name: str) -> None:

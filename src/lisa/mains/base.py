@@ -30,6 +30,8 @@ class MainNetwork(Protocol):
     latent_factor: int
     size_multiple: int  # both sides of a picture, in pixels, must be multiples of it
     source: str  # path or Hub name, as the user gave it
+    latent_limit: int | None  # the largest side of a latent that it has positions for; None: any
+    call_options: Mapping[str, Any]  # arguments of the family's pipelines that depend on this network
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Captions to context."""

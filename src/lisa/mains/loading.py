@@ -13,6 +13,7 @@ from torch import nn
 
 from lisa.common.errors import LisaError
 from lisa.common.model_folders import SINGLE_FILES, first_line, is_hub_name, read_json, weight_variant
+from lisa.mains.casting import cast
 from lisa.mains.weights import FLOAT32, Weights
 
 #: Refuses a scheduler's configuration: (configuration, source).
@@ -72,9 +73,13 @@ def load_pipeline(
         options |= _not_there(layout, path) | weights.options(layout.network)
         options |= {} if network else {layout.network: None, "quantization_config": None}
     try:
+        if not single and not path.is_dir():
+            _check_class(layout, _pipeline_class(layout).load_config(source), source)
         if single:
             return _from_file(layout, source, config, options, weights)
         return _from_folder(layout, source, variant, options)
+    except LisaError:
+        raise
     except Exception as error:  # diffusers, transformers and the Hub raise many kinds; all mean: this cannot be loaded
         raise LisaError(
             f"the main network {source!r} cannot be loaded: {first_line(error)}",
@@ -108,7 +113,7 @@ def _from_file(layout: Layout, source: str, config: str | None, options: dict[st
     pipeline = _pipeline_class(layout).from_single_file(source, **options)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            nn.Module.to(part, torch.float32 if name == "vae" else weights.dtype)
+            cast(part, part.device, torch.float32 if name == "vae" else weights.dtype)
     return pipeline
 
 
@@ -162,14 +167,19 @@ def _check_index(layout: Layout, folder: Path) -> None:
             f"{str(folder)!r} is not a diffusers model folder (it has no model_index.json)",
             f"Name the folder that contains {layout.network}/, vae/ and model_index.json",
         )
-    name = read_json(index).get("_class_name")
+    _check_class(layout, read_json(index), str(folder))
+
+
+def _check_class(layout: Layout, index: Mapping[str, Any], source: str) -> None:
+    """Refuse a model_index.json of another family, or without what is needed."""
+    name = index.get("_class_name")
     if name not in layout.pipelines:
         raise LisaError(
-            f"{str(folder)!r} holds a {name}, which this kind of pair cannot use",
+            f"{source!r} holds a {name}, which this kind of pair cannot use",
             "Choose the pair that suits it (model.pair, or --pair; see lisa models), or another main network",
             layout.pipelines,
         )
-    check_required(layout.required, read_json(index), str(folder))
+    check_required(layout.required, index, source)
 
 
 def check_required(names: Sequence[str], components: Mapping[str, Any], source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 from lisa.mains.base import Context
+from lisa.mains.casting import cast
 from lisa.mains.codec import Codec
 from lisa.mains.loading import Layout, is_single_file, load_pipeline
 from lisa.mains.weights import FLOAT32, Weights, is_quantized
@@ -38,6 +39,10 @@ class PipelineMain:
     components: tuple[str, ...] = ("vae", "text_encoder", "tokenizer", "transformer", "scheduler")
     #: pixels per token along one side, over the latent factor
     patch = 1
+    #: arguments of the family's pipelines that depend on this network
+    call_options: Mapping[str, Any] = {}
+    #: the largest side of a latent that it has positions for; None: any
+    latent_limit: int | None = None
 
     def __init__(self, pipeline: Any, source: str, process: ForwardProcess, codec: Codec) -> None:
         self.pipeline, self.source, self.process, self.codec = pipeline, source, process, codec
@@ -188,5 +193,4 @@ class PipelineMain:
         for name in names[only] if only is not None else [*names["network"], *names["encoders"]]:
             module = getattr(self.pipeline, name)
             if module is not None and not is_quantized(module):
-                kind = dtype if name != "vae" or dtype is None else torch.float32
-                nn.Module.to(module, device, kind)  # diffusers' own to() warns about nothing with every cast
+                cast(module, device, dtype if name != "vae" or dtype is None else torch.float32)

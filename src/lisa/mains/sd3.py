@@ -23,6 +23,9 @@ from lisa.mains.flow import (
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
+# What its pipelines pad captions to for T5, unless told otherwise; a tokenizer may be for shorter ones.
+_T5_LENGTH = 256
+
 
 class StableDiffusion3Main(PipelineMain):
     """See :class:`lisa.mains.base.MainNetwork`.
@@ -50,20 +53,25 @@ class StableDiffusion3Main(PipelineMain):
         check_encoders(pipeline, source, self.text_encoders, optional=("text_encoder_3",))
         check_channels(pipeline, source, config.in_channels, config.out_channels)
         self.patch = config.patch_size
+        self.latent_limit = config.pos_embed_max_size * config.patch_size
+        if pipeline.text_encoder_3 is not None:
+            length = min(_T5_LENGTH, pipeline.tokenizer_3.model_max_length)
+            self.call_options = {"max_sequence_length": length}
         process = flow_process(pipeline.scheduler.config, model_time_scale=1000.0)
         super().__init__(pipeline, source, process, KLCodec(pipeline.vae))
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's own ``encode_prompt``: ``encoder_hidden_states`` (B, L, D), ``pooled_projections`` (B, P).
 
-        Without T5 the pipeline puts zeros in its place.
+        Of T5 as many tokens as ``call_options`` say, in training as in pictures. Without T5 the pipeline puts zeros in
+        its place.
         """
         for name in self.text_encoders:
             self.component(name, optional=name == "text_encoder_3")
         device = next(self.pipeline.text_encoder.parameters()).device
         with torch.no_grad():
             embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                list(captions), None, None, device=device, do_classifier_free_guidance=False
+                list(captions), None, None, device=device, do_classifier_free_guidance=False, **self.call_options
             )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
@@ -76,12 +84,11 @@ class StableDiffusion3Main(PipelineMain):
         Raises:
             LisaError: the latent is larger than the network has positions for.
         """
-        limit = self.network.config.pos_embed_max_size * self.patch
-        if max(x_t.shape[-2:]) > limit:
-            pixels = limit * self.latent_factor
+        assert self.latent_limit is not None
+        if max(x_t.shape[-2:]) > self.latent_limit:
             raise LisaError(
                 f"a latent of {tuple(x_t.shape[-2:])} is larger than {self.source!r} has positions for",
-                f"Choose a data.size of at most {pixels} pixels per side",
+                f"Choose a data.size of at most {self.latent_limit * self.latent_factor} pixels per side",
             )
         with torch.no_grad():
             tokens = self.network.pos_embed(in_dtype_of(self.network, x_t))

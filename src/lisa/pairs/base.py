@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lisa.core.precision import as_stored
 from lisa.mains.base import Context, MainNetwork
 from lisa.sharing import SharedPrefix, check_hooks
 from lisa.sides.base import SideNetwork, SideOptions
@@ -59,11 +60,11 @@ class Pair:
             return Prediction(self._control(inputs), None)
         if self.shared is None:
             with torch.no_grad():
-                prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
+                prior = self._main(inputs)
             return Prediction(self._control(inputs), prior)
         try:
             with torch.no_grad(), self.shared.capture():
-                prior = self.main.forward(inputs.x_t, inputs.t, inputs.context)
+                prior = self._main(inputs)
             return Prediction(self._control(inputs, self.shared.replay()), prior)
         finally:  # the side network may fail before anything is replayed
             self.shared.forget()
@@ -77,13 +78,23 @@ class Pair:
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
 
     def _completed(self, inputs: Inputs) -> Inputs:
-        return replace(inputs, context=self.main.complete(inputs.context, inputs.x_t))
+        with as_stored(self.main.network):
+            return replace(inputs, context=self.main.complete(inputs.context, inputs.x_t))
+
+    def _main(self, inputs: Inputs, residuals: Any = None) -> Tensor:
+        with as_stored(self.main.network):
+            return self.main.forward(inputs.x_t, inputs.t, inputs.context, residuals)
 
     def _control(self, inputs: Inputs, replay: Any = None) -> Tensor:
         time = self.main.process.model_time(inputs.t)
         residuals = self.side.forward(inputs.x_t, time, inputs.context, inputs.condition)
         with replay if replay is not None else nullcontext():
-            return self.main.forward(inputs.x_t, inputs.t, inputs.context, residuals)
+            return self._main(inputs, residuals)
+
+    @property
+    def call(self) -> PipelineCall:
+        """How its pipeline is called; see :meth:`PairSpec.call_with`."""
+        return self.spec.call_with(self.main, [self.side])
 
     def pipeline(self, side_module: nn.Module | None = None) -> Any:
         """The diffusers pipeline around this main network and ``side_module`` (default: ours)."""
@@ -101,8 +112,7 @@ class PipelineCall:
         guidance_offset: added to it, for pipelines in which no guidance is not 1.
         negative: the prompt of no text, for pipelines that guide only where they are given one.
         network: of the side network, when the pipeline is made (``from_pretrained(..., controlnet=side)``).
-        more: arguments that are always the same.
-        each: arguments with a list of values, one per side network, always the same.
+        more: further arguments.
         one_at_a_time: whether pictures of one batch would influence each other, so that each is made alone.
         takes_tensors: whether condition pictures may come as tensors (B, 3 n, H, W) in 0..1, n of them stacked.
         container: class of diffusers in which the pipeline takes several side networks at once, with lists of condition
@@ -117,7 +127,6 @@ class PipelineCall:
     negative: str | None = None
     network: str = "controlnet"
     more: Mapping[str, Any] = field(default_factory=dict)
-    each: Mapping[str, Any] = field(default_factory=dict)
     one_at_a_time: bool = False
     takes_tensors: bool = False
     container: str | None = None
@@ -146,6 +155,7 @@ class PairSpec:
         reference_side: the side network of ``example`` without weights (on the meta device), for its layers' shapes.
         call: how the pipeline is called.
         package: where ``side_kind`` and ``pipeline_name`` are imported from.
+        overflows_in_fp16: what of the family leaves float16's range, for people; empty where nothing is known to.
         verified_by: what has been seen to hold for it, for people.
     """
 
@@ -166,7 +176,8 @@ class PairSpec:
     reference_side: Callable[[], SideNetwork]
     call: PipelineCall = PipelineCall()
     package: str = "diffusers"
-    verified_by: tuple[str, ...] = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)
+    overflows_in_fp16: str = ""
+    verified_by: tuple[str, ...] = ()
 
     def load_fitting_side(self, main: MainNetwork, source: str, options: SideOptions | None = None) -> SideNetwork:
         """An existing side network for ``main`` (warm start, sampling).
@@ -179,3 +190,13 @@ class PairSpec:
         side = self.load_side(source, lambda: self.make_side(main, options or SideOptions()).module.config)
         self.check_fit(main, side)
         return side
+
+    def call_with(self, main: MainNetwork, sides: Sequence[SideNetwork]) -> PipelineCall:
+        """How the pipeline around these networks is called: with what this main and these side networks need."""
+        names = {name: None for side in sides for name in side.call_options}
+        each = {name: [side.call_options[name] for side in sides] for name in names}
+        return replace(self.call, more={**self.call.more, **main.call_options, **each})
+
+
+#: ``verified_by`` of the pairs that come with this package.
+CONFORMANCE = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)

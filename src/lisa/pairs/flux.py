@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.flux import load_flux
-from lisa.pairs.base import PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit
 from lisa.sides.base import SideNetwork
 from lisa.sides.flux import FluxControlNetSide
@@ -61,6 +61,8 @@ FLUX_CONTROLNET = PairSpec(
     default_layer="block.1",
     example="Flux.1 dev",
     reference_side=_reference,
+    overflows_in_fp16="T5 is clipped, and pictures change",
+    verified_by=CONFORMANCE,
     # Its guidance_scale is the embedded guidance, as everyone who samples from Flux knows it; none where not distilled.
     # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
     call=PipelineCall(

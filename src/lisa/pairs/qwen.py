@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.qwen import EMPTY, load_qwen_image
-from lisa.pairs.base import PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit
 from lisa.sides.base import SideNetwork
 from lisa.sides.qwen import QwenImageControlNetSide
@@ -60,6 +60,8 @@ QWEN_CONTROLNET = PairSpec(
     default_layer="block.2",
     example="Qwen-Image",
     reference_side=_reference,
+    overflows_in_fp16="Qwen 2.5 VL and the transformer",
+    verified_by=CONFORMANCE,
     # No container: QwenImageMultiControlNetModel takes several pictures for one ControlNet, not several ControlNets.
     call=PipelineCall(image="control_image", guidance="true_cfg_scale", negative=EMPTY),
 )

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.sana import load_sana
-from lisa.pairs.base import PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_stacking
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.sana import SanaControlNetSide
@@ -71,6 +71,8 @@ SANA_CONTROLNET = PairSpec(
     default_layer="block.3",
     example="Sana 1.6B",
     reference_side=_reference,
+    overflows_in_fp16="Gemma 2",
+    verified_by=CONFORMANCE,
     # Without the last one the picture is made in the nearest of its standard sizes and then cut.
     call=PipelineCall(image="control_image", more={"use_resolution_binning": False}),
 )

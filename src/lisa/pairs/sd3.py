@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.sd3 import load_sd3
-from lisa.pairs.base import PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit
+from lisa.pairs.shell import shell_of
 from lisa.sides.base import SideNetwork
 from lisa.sides.sd3 import SD3ControlNetSide
 
@@ -46,11 +46,7 @@ def _lent(module: Any) -> Any:
     """
     if hasattr(module, "nets"):  # several of them
         return type(module)([_lent(net) for net in module.nets])
-    if module.config.use_pos_embed:
-        return module
-    shell = copy.copy(module)
-    shell._modules = dict(module._modules)
-    return shell
+    return module if module.config.use_pos_embed else shell_of(module)
 
 
 def _reference() -> SD3ControlNetSide:
@@ -77,6 +73,7 @@ SD3_CONTROLNET = PairSpec(
     default_layer="block.1",
     example="Stable Diffusion 3 medium",
     reference_side=_reference,
+    verified_by=CONFORMANCE,
     # It draws the condition's latent from torch's global generator, one draw for the whole batch.
     # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
     call=PipelineCall(

@@ -9,11 +9,11 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.sdxl import load_sdxl
-from lisa.pairs.base import PairSpec, PipelineCall
-from lisa.pairs.fit import check_same
-from lisa.pairs.stable_diffusion import check_controlnet_fits
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.fit import check_same, refuse_depth
+from lisa.pairs.stable_diffusion import UNET_DEPTH, check_controlnet_fits, make_controlnet
 from lisa.processes.ddpm import DDPM_PREDICTIONS
-from lisa.sides.base import SideNetwork
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.controlnet import ControlNetSide
 from lisa.sides.union import ControlNetUnionSide
 
@@ -40,6 +40,11 @@ def check_sdxl_controlnet_fits(main: MainNetwork, side: SideNetwork) -> None:
     check_controlnet_fits(main, side)
     if side.module.config.addition_embed_type is not None:
         check_same(main, side, ("addition_time_embed_dim", "projection_class_embeddings_input_dim"))
+
+
+def _make_union(main: MainNetwork, options: SideOptions) -> ControlNetUnionSide:
+    refuse_depth(options, ControlNetUnionSide.kind, UNET_DEPTH)
+    return ControlNetUnionSide.from_main(main.network, main.latent_factor, options.condition_channels)
 
 
 def _controlnet_pipeline(main: MainNetwork, module: nn.Module) -> Any:
@@ -73,9 +78,7 @@ SDXL_CONTROLNET = PairSpec(
     main_kind="UNet2DConditionModel",
     side_kind="ControlNetModel",
     load_main=load_sdxl,
-    make_side=lambda main, options: ControlNetSide.from_main(
-        main.network, main.latent_factor, options.condition_channels
-    ),
+    make_side=make_controlnet,
     load_side=ControlNetSide.from_folder,
     check_fit=check_sdxl_controlnet_fits,
     pipeline=_controlnet_pipeline,
@@ -86,6 +89,7 @@ SDXL_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion XL base 1.0",
     reference_side=_reference,
+    verified_by=CONFORMANCE,
     call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )
 
@@ -94,9 +98,7 @@ SDXL_CONTROLNET_UNION = PairSpec(
     main_kind="UNet2DConditionModel",
     side_kind="ControlNetUnionModel",
     load_main=load_sdxl,
-    make_side=lambda main, options: ControlNetUnionSide.from_main(
-        main.network, main.latent_factor, options.condition_channels
-    ),
+    make_side=_make_union,
     load_side=ControlNetUnionSide.from_folder,
     check_fit=check_sdxl_controlnet_fits,
     pipeline=_union_pipeline,
@@ -107,9 +109,9 @@ SDXL_CONTROLNET_UNION = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion XL base 1.0",
     reference_side=_union_reference,
+    verified_by=CONFORMANCE,
     call=PipelineCall(
         image="control_image",
-        each={"control_mode": ControlNetUnionSide.control_type},
         one_at_a_time=True,
         container="MultiControlNetUnionModel",
         agree=("global_pool_conditions",),

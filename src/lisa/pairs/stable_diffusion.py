@@ -9,11 +9,14 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.stable_diffusion import load_stable_diffusion
-from lisa.pairs.base import PairSpec, PipelineCall
-from lisa.pairs.fit import check_same, misfit
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.fit import check_same, misfit, refuse_depth
 from lisa.processes.ddpm import DDPM_PREDICTIONS
-from lisa.sides.base import SideNetwork
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.controlnet import ControlNetSide
+
+#: Why the depth of a side network of a UNet cannot be chosen.
+UNET_DEPTH = "it is made of the main network's down and middle blocks"
 
 
 def check_controlnet_fits(main: MainNetwork, side: SideNetwork) -> None:
@@ -33,6 +36,16 @@ def check_controlnet_fits(main: MainNetwork, side: SideNetwork) -> None:
         raise misfit(main, f"it shrinks conditions by {factor}, the main network's latents by {main.latent_factor}")
     if theirs.conditioning_channels % 3:
         raise misfit(main, f"it takes conditions of {theirs.conditioning_channels} channels, pictures have 3")
+
+
+def make_controlnet(main: MainNetwork, options: SideOptions) -> ControlNetSide:
+    """A new ControlNet; see :meth:`ControlNetSide.from_main`.
+
+    Raises:
+        LisaError: a depth was asked for, or no ControlNet can be made for this network.
+    """
+    refuse_depth(options, ControlNetSide.kind, UNET_DEPTH)
+    return ControlNetSide.from_main(main.network, main.latent_factor, options.condition_channels)
 
 
 def _pipeline(main: MainNetwork, module: nn.Module) -> Any:
@@ -57,9 +70,7 @@ SD_CONTROLNET = PairSpec(
     main_kind="UNet2DConditionModel",
     side_kind="ControlNetModel",
     load_main=load_stable_diffusion,
-    make_side=lambda main, options: ControlNetSide.from_main(
-        main.network, main.latent_factor, options.condition_channels
-    ),
+    make_side=make_controlnet,
     load_side=ControlNetSide.from_folder,
     check_fit=check_controlnet_fits,
     pipeline=_pipeline,
@@ -70,5 +81,6 @@ SD_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion 1.5",
     reference_side=_reference,
+    verified_by=CONFORMANCE,
     call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )

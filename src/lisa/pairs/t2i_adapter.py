@@ -10,8 +10,8 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.sdxl import SDXLMain, load_sdxl
 from lisa.mains.stable_diffusion import load_stable_diffusion
-from lisa.pairs.base import PairSpec, PipelineCall
-from lisa.pairs.fit import misfit
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.fit import misfit, refuse_depth
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.t2i_adapter import T2IAdapterSide, adapter_options
@@ -53,6 +53,7 @@ def load_sdxl_for_adapter(source: str, **options: Any) -> SDXLMain:
 
 
 def _make_side(main: MainNetwork, options: SideOptions) -> T2IAdapterSide:
+    refuse_depth(options, T2IAdapterSide.kind, "it has a map for each of the main network's down blocks")
     return T2IAdapterSide.from_main(main.network, main.latent_factor, options.condition_channels)
 
 
@@ -95,6 +96,7 @@ SD_T2I_ADAPTER = PairSpec(
     default_layer="adapter.1",
     example="Stable Diffusion 1.5",
     reference_side=_reference,
+    verified_by=CONFORMANCE,
     call=_CALL,
 )
 
@@ -114,5 +116,6 @@ SDXL_T2I_ADAPTER = PairSpec(
     default_layer="adapter.1",
     example="Stable Diffusion XL base 1.0",
     reference_side=lambda: _reference(downscale_factor=16, adapter_type="full_adapter_xl"),
+    verified_by=CONFORMANCE,
     call=_CALL,
 )

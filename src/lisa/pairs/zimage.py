@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.zimage import load_zimage
-from lisa.pairs.base import PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_stacking
+from lisa.pairs.shell import shell_of
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.zimage import ZImageControlNetSide
 
@@ -20,10 +20,14 @@ def check_zimage_fits(main: MainNetwork, side: SideNetwork) -> None:
     """Refuse a ControlNet of another transformer; lend this transformer's modules to a fitting one.
 
     Raises:
-        LisaError: widths differ, it belongs to a deeper network, or it reads fewer channels than latents have.
+        LisaError: widths differ, it belongs to a deeper network, it reads fewer channels than latents have, or its
+            layers run twice.
     """
     check_same(main, side, ("dim", "n_heads", "n_refiner_layers"))
     ours, theirs = main.network.config, side.module.config
+    if theirs.add_control_noise_refiner == "control_layers":
+        # The features to align would be those of the first time, beside the refiner, from where no control goes out.
+        raise misfit(main, "add_control_noise_refiner is 'control_layers' (its layers run twice), not supported")
     if max(theirs.control_layers_places) >= ours.n_layers:
         raise misfit(
             main, f"it controls layer {max(theirs.control_layers_places)}, the main network has {ours.n_layers}"
@@ -43,9 +47,7 @@ def _pipeline(main: MainNetwork, module: Any) -> Any:
     """Around another shell of the same parts: the pipeline hangs the main network's modules into what it is given."""
     from diffusers import ZImageControlNetPipeline
 
-    shell = copy.copy(module)
-    shell._modules, shell._parameters = dict(module._modules), dict(module._parameters)
-    return ZImageControlNetPipeline(**main.pipeline_components(), controlnet=shell)
+    return ZImageControlNetPipeline(**main.pipeline_components(), controlnet=shell_of(module))
 
 
 def _reference() -> ZImageControlNetSide:
@@ -75,6 +77,8 @@ ZIMAGE_CONTROLNET = PairSpec(
     default_layer="block.2",
     example="Z-Image",
     reference_side=_reference,
+    overflows_in_fp16="the transformer (its authors' issue 14)",
+    verified_by=CONFORMANCE,
     # Its guidance counts what is added to the conditional prediction: none is 0.
     call=PipelineCall(image="control_image", guidance_offset=-1.0),
 )

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lisa.common.errors import LisaError
 from lisa.pairs import PipelineCall
+from lisa.sample.precision import in_own_precision
+
+
+class BrokenPictures(LisaError):
+    """What was sampled is not finite: it would be black pictures."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,18 @@ def fast_scheduler(pipeline: Any) -> None:
 def sample_pictures(
     pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
 ) -> Iterator[tuple[Request, np.ndarray]]:
-    """Pictures (uint8, H x W x 3) for ``requests``, batch by batch; all conditions of a batch have one size."""
+    """Pictures (uint8, H x W x 3) for ``requests``, batch by batch; all conditions of a batch have one size.
+
+    Under autocast only the side network runs in it; see :func:`lisa.sample.precision.in_own_precision`.
+
+    Raises:
+        BrokenPictures: a picture is not finite.
+    """
     together = 1 if call.one_at_a_time else settings.batch_size
     for first in range(0, len(requests), together):
         chosen = requests[first : first + together]
         height, width = chosen[0].condition.shape[:2]
-        with _seeded(chosen[0].seed), _as_loaded(pipeline):
+        with _seeded(chosen[0].seed), _as_loaded(pipeline), in_own_precision(pipeline, call.network):
             images = pipeline(
                 [request.prompt for request in chosen],
                 height=height,
@@ -78,7 +90,17 @@ def sample_pictures(
                 **({} if call.negative is None else {"negative_prompt": [call.negative] * len(chosen)}),
                 **call.more,
             ).images
-        yield from zip(chosen, (np.asarray(images) * 255).round().astype(np.uint8), strict=True)
+        yield from zip(chosen, _to_bytes(np.asarray(images), chosen), strict=True)
+
+
+def _to_bytes(images: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
+    broken = [each.key for each, image in zip(requests, images, strict=True) if not np.isfinite(image).all()]
+    if broken:
+        raise BrokenPictures(
+            f"the pictures sampled for {', '.join(map(repr, broken))} are not finite",
+            "Likely causes: fp16, which is too small for some networks (use bf16 or float32); damaged weights",
+        )
+    return (images * 255).round().astype(np.uint8)
 
 
 def _control(chosen: Sequence[Request], scale: float | tuple[float, ...], call: PipelineCall) -> dict[str, Any]:
@@ -91,8 +113,7 @@ def _control(chosen: Sequence[Request], scale: float | tuple[float, ...], call: 
         for each in by_side
     ]
     scales = list(scale) if isinstance(scale, tuple) else scale
-    lists = {name: [value] * len(by_side) for name, value in call.each.items()}
-    return {call.image: given if several else given[0], call.scale: scales, **lists}
+    return {call.image: given if several else given[0], call.scale: scales}
 
 
 def _tensor(pictures: Sequence[np.ndarray]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -58,6 +59,8 @@ class SideNetwork(Protocol):
     tap: str  # where features are caught: the "input" or the "output" of a layer's module
     sees_x_t: bool  # if not, the decoder is given the noisy latent beside the feature
     lora_targets: tuple[str, ...]  # ends of the names of layers that adapters are put on; none: it is no copy
+    latent_limit: int | None  # the largest side of a latent that it has positions for; None: any
+    call_options: Mapping[str, Any]  # its values in arguments of the pipelines that list one per side network
 
     @property
     def condition_channels(self) -> int:
@@ -76,6 +79,9 @@ class SideNetwork(Protocol):
 
     def new_parameters(self) -> list[nn.Parameter]:
         """What a copy does not have from the main network: beside low-rank adapters, it is trained in full."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which ``module`` can be called by itself, with whatever it borrows from the main network."""
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder (config.json and safetensors), with adapters merged in."""
@@ -96,6 +102,8 @@ class DiffusersSide:
     lora_targets: tuple[str, ...] = ()
     #: for a module, its parameters' names as the code that the kind comes from has them; None: there is no such layout
     original_names: ClassVar[Names | None] = None
+    latent_limit: int | None = None
+    call_options: Mapping[str, Any] = {}
 
     def __init__(self, module: Any) -> None:
         self.module: nn.Module = module
@@ -120,6 +128,10 @@ class DiffusersSide:
     def new_parameters(self) -> list[nn.Parameter]:
         """Those of the zero modules, one of which reads the condition's latent in most families."""
         return [parameter for module in self.zero_modules() for parameter in module.parameters()]
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing to add: it borrows nothing."""
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder."""

@@ -33,6 +33,8 @@ class SD3ControlNetSide(DiffusersSide):
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
+        config = module.config
+        self.latent_limit = config.pos_embed_max_size * config.patch_size if config.use_pos_embed else None
         self._freeze(set(range(len(module.controlnet_blocks))))
         if module.config.force_zeros_for_pooled_projection:
             # Its input is always zero, and so is its gradient.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,12 +31,31 @@ class ControlNetUnionSide(ControlNetSide):
     """See :class:`lisa.sides.base.SideNetwork`.
 
     Attributes:
-        control_type: the kind of condition, of those that the network tells apart, which is trained.
+        control_type: the number of the kind of condition, of those that the network tells apart, which is trained.
     """
 
     kind = "ControlNetUnionModel"
     original_names = None  # its authors' files have diffusers' names
     control_type = 0
+
+    def choose_control_type(self, number: int) -> None:
+        """Train, and sample with, another kind of condition.
+
+        Raises:
+            LisaError: the network does not tell so many apart.
+        """
+        kinds = self.module.config.num_control_type
+        if not 0 <= number < kinds:
+            raise LisaError(
+                f"side.control_type is {number}, this {self.kind} tells {kinds} kinds of conditions apart",
+                f"Choose 0 to {kinds - 1}",
+            )
+        self.control_type = number
+
+    @property
+    def call_options(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The pipeline has to be told the kind, too."""
+        return {"control_mode": self.control_type}
 
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetUnionSide:

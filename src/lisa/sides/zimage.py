@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +76,16 @@ class ZImageControlNetSide(DiffusersSide):
         """Borrow from this main network from now on."""
         self.lender = network
 
+    def whole(self) -> AbstractContextManager[None]:
+        """With the main network's embedders and refiners.
+
+        Raises:
+            LisaError: there is no main network to borrow from yet.
+        """
+        if self.lender is None:
+            raise LisaError("this side network has no main network to borrow from", "Call its pair's check_fit first")
+        return lent(self.module, self.lender)
+
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
         """(B, tokens, D) by number of the main network's layer. Version 2's further channels (inpainting) are zero.
 
@@ -83,10 +93,8 @@ class ZImageControlNetSide(DiffusersSide):
             LisaError: there is no main network to borrow from yet.
         """
         module, lender = self.module, self.lender
-        if lender is None:
-            raise LisaError("this side network has no main network to borrow from", "Call its pair's check_fit first")
         missing = module.config.control_in_dim - condition.shape[1]
-        with lent(module, lender):
+        with self.whole():
             return self.callee(
                 list(in_dtype_of(lender, x_t).unsqueeze(2)),
                 1 - t,  # as the main network counts

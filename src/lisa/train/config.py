@@ -80,6 +80,9 @@ class SideSettings(Settings):
     lora_targets: tuple[str, ...] | None = Field(
         None, min_length=1, description="Ends of the names of adapted layers, such as to_q; empty: the family's custom."
     )
+    control_type: int | None = Field(
+        None, ge=0, description="For a ControlNet-Union: number of the kind of condition that is trained; empty: 0."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
 
     @model_validator(mode="after")
@@ -87,6 +90,12 @@ class SideSettings(Settings):
         given = [name for name in ("lora_alpha", "lora_targets") if getattr(self, name) is not None]
         if given and self.lora_rank is None:
             raise ValueError(f"{' and '.join(given)} without lora_rank would do nothing; set side.lora_rank too")
+        return self
+
+    @model_validator(mode="after")
+    def _depth_of_a_new_one(self) -> SideSettings:
+        if self.init is not None and self.depth is not None:
+            raise ValueError("depth is of a new side network; the one that init names has its own")
         return self
 
 
@@ -113,7 +122,11 @@ class DataSettings(Settings):
     )
     caption_column: str = Field("text", description="Column of the caption (parquet, Hub).")
     split: str = Field("train", description="Split of a Hub data set.")
-    cache: tuple[CacheItem, ...] = Field(("latents", "text"), description="What is computed once and kept on disk.")
+    cache: tuple[CacheItem, ...] = Field(
+        ("latents", "text"),
+        description="What is computed once and kept on disk: latents (of the conditions, too, where the side network "
+        "reads those), text, conditions.",
+    )
     cache_dir: Path | None = Field(None, description="Folder of the cache; empty: OUT/cache.")
     workers: int = Field(0, ge=0, description="Processes that read and transform pictures.")
 
@@ -189,7 +202,11 @@ class TrainSettings(Settings):
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm, of side network and decoder apart.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Autocast.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no",
+        description="Autocast of what is trained; the frozen network is cast. fp16: not for Flux, Qwen-Image, Sana and "
+        "Z-Image, which overflow in it.",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential average of the side network.")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
     max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")

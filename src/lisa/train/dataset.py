@@ -20,8 +20,10 @@ from lisa.data.samples import Source, captions_of
 from lisa.data.transforms import PairedTransform
 from lisa.mains.base import Context, MainNetwork
 from lisa.train.batches import BatchPlan
+from lisa.train.caching import Arrays, CacheJob, from_array, run_jobs, to_array
 
-_CHUNK = 16
+# Goes up when encoders compute, or files hold, something else for the same weights.
+_TEXT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class EncodedData:
         main: encodes them; its encoders are used only while something is not cached.
         transform: crop and flip.
         cache: the folder of caches.
-        cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept.
+        cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept; with ``latents`` those of
+            the conditions, too, where the side network reads them: else the autoencoder would run at every step.
         reads: what the side network reads: ``pixels`` of the condition, or their ``latents``.
         conditions: how many condition pictures of a sample are stacked.
+        say: is told how much there is to write before a long caching starts.
+
+    Raises:
+        LisaError: the disk has not enough space for what is to be cached.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class EncodedData:
         cached: Sequence[str],
         reads: str = "pixels",
         conditions: int = 1,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.source, self.main, self.transform, self.reads = source, main, transform, reads
         self.conditions = conditions
@@ -71,9 +79,17 @@ class EncodedData:
         )
         self.captions = captions_of(source)
         self._cache = cache
-        self._moments = self._cached_moments() if "latents" in cached else None
-        self._conditions = self._cached_conditions() if "conditions" in cached else None
-        self._contexts = self._cached_contexts() if "text" in cached else None
+        jobs: dict[str, CacheJob] = {}
+        if "latents" in cached:
+            jobs["latents"] = self._moments_job()
+        if "conditions" in cached or (reads == "latents" and "latents" in cached):
+            jobs["conditions"] = self._conditions_job()
+        if "text" in cached:
+            jobs["text"] = self._text_job()
+        arrays = run_jobs(jobs, cache, say)
+        self._moments = arrays["latents"]["moments"] if "latents" in arrays else None
+        self._conditions = next(iter(arrays["conditions"].values())) if "conditions" in arrays else None
+        self._contexts = arrays.get("text")
         self.empty = {name: value.float().cpu() for name, value in main.encode_unconditional().items()}
 
     def __len__(self) -> int:
@@ -111,7 +127,7 @@ class EncodedData:
             encoded = self.main.encode_text([self.captions[i] for i in indices])
             return {name: value.to(device) for name, value in encoded.items()}
         rows = [self._rows[self.captions[i]] for i in indices]
-        return {name: torch.from_numpy(np.asarray(array[rows])).to(device) for name, array in self._contexts.items()}
+        return {name: from_array(array[rows], self._kinds[name]).to(device) for name, array in self._contexts.items()}
 
     def _pixels(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.source[index]
@@ -119,14 +135,14 @@ class EncodedData:
         assert condition is not None, "check_source refuses sources without conditions"
         return (image[:, ::-1].copy(), condition[:, ::-1].copy()) if mirrored else (image, condition)
 
-    def _cached_moments(self) -> np.ndarray:
-        def encode(rows: slice) -> np.ndarray:
+    def _moments_job(self) -> CacheJob:
+        def encode(rows: slice) -> Arrays:
             variants = []
             for mirrored in range(self.variants):
                 images = np.stack([self._pixels(i, mirrored)[0] for i in range(rows.start, rows.stop)])
                 device = next(self.main.network.parameters()).device
                 variants.append(self.main.encode_moments(_pixels_to_tensor(torch.from_numpy(images), device)))
-            return torch.stack(variants, 1).float().cpu().numpy()
+            return {"moments": torch.stack(variants, 1).float().cpu().numpy()}
 
         shape = (len(self), self.variants, 2 * self.main.latent_channels, *self._latent_size())
         key = cache_key(
@@ -136,17 +152,17 @@ class EncodedData:
             variants=self.variants,
             encoder=modules_hash(self.main.encoder_modules("image")),
         )
-        return ArrayCache(self._cache, key).get_or_build("moments", shape, np.float32, encode, chunk=_CHUNK)
+        return CacheJob(ArrayCache(self._cache, key), {"moments": (shape, np.float32)}, encode)
 
-    def _cached_conditions(self) -> np.ndarray:
+    def _conditions_job(self) -> CacheJob:
         def read(rows: slice) -> np.ndarray:
             numbers = range(rows.start, rows.stop)
             return np.stack([[self._pixels(i, m)[1] for m in range(self.variants)] for i in numbers])
 
-        def encode(rows: slice) -> np.ndarray:
+        def encode(rows: slice) -> Arrays:
             pixels = torch.from_numpy(read(rows))
             latents = self._condition(pixels.flatten(0, 1)).float().cpu()
-            return latents.unflatten(0, pixels.shape[:2]).numpy()
+            return {"condition_latents": latents.unflatten(0, pixels.shape[:2]).numpy()}
 
         facts = {
             "conditions": self.source.part_fingerprint("condition"),
@@ -155,12 +171,12 @@ class EncodedData:
         }
         if self.reads == "pixels":
             store = ArrayCache(self._cache, cache_key(kind="conditions", **facts))
-            shape = (len(self), self.variants, *self.transform.size, 3 * self.conditions)
-            return store.get_or_build("conditions", shape, np.uint8, read, chunk=_CHUNK)
+            size = (len(self), self.variants, *self.transform.size, 3 * self.conditions)
+            return CacheJob(store, {"conditions": (size, np.uint8)}, lambda rows: {"conditions": read(rows)})
         encoder = modules_hash(self.main.encoder_modules("image"))
         store = ArrayCache(self._cache, cache_key(kind="condition latents", encoder=encoder, **facts))
         shape = (len(self), self.variants, self.main.latent_channels, *self._latent_size())
-        return store.get_or_build("condition_latents", shape, np.float32, encode, chunk=_CHUNK)
+        return CacheJob(store, {"condition_latents": (shape, np.float32)}, encode)
 
     def _condition(self, pixels: Tensor) -> Tensor:
         """uint8 (B, H, W, 3 n) to what the side network reads."""
@@ -171,24 +187,22 @@ class EncodedData:
         height, width = self.transform.size
         return height // self.main.latent_factor, width // self.main.latent_factor
 
-    def _cached_contexts(self) -> dict[str, np.ndarray]:
-        """One row per different caption."""
+    def _text_job(self) -> CacheJob:
+        """One row per different caption; each array in the type that the encoders, run as in training, give it in."""
         different = sorted(set(self.captions))
         self._rows = {caption: row for row, caption in enumerate(different)}
         encoder = modules_hash(self.main.encoder_modules("text"))
-        store = ArrayCache(self._cache, cache_key(kind="text", captions=different, encoder=encoder))
-        arrays = {}
-        for name, example in self._encode_text([""]).items():
+        key = cache_key(kind="text", format=_TEXT_FORMAT, captions=different, encoder=encoder)
+        examples = self.main.encode_text([""])
+        self._kinds = {name: example.dtype for name, example in examples.items()}
 
-            def encode(rows: slice, name: str = name) -> np.ndarray:
-                return self._encode_text(different[rows])[name].numpy()
+        def encode(rows: slice) -> Arrays:
+            return {name: to_array(value) for name, value in self.main.encode_text(different[rows]).items()}
 
-            shape = (len(different), *example.shape[1:])
-            arrays[name] = store.get_or_build(name, shape, np.float32, encode, chunk=_CHUNK)
-        return arrays
-
-    def _encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        return {name: value.float().cpu() for name, value in self.main.encode_text(captions).items()}
+        shapes = {
+            name: ((len(different), *example.shape[1:]), to_array(example).dtype) for name, example in examples.items()
+        }
+        return CacheJob(ArrayCache(self._cache, key), shapes, encode)
 
 
 def modules_hash(modules: Sequence[nn.Module]) -> str:

@@ -1,0 +1,93 @@
+"""What is set on networks that were just loaded, and refused where it does not suit them, before any long work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lisa.common.errors import LisaError
+from lisa.mains.base import MainNetwork
+from lisa.pairs import PairSpec
+from lisa.sides.base import SideNetwork
+from lisa.train.config import TrainConfig
+
+
+def check_precision(config: TrainConfig, spec: PairSpec) -> None:
+    """Refuse float16 for a family that leaves its range.
+
+    Raises:
+        LisaError: it does; the message names what of it.
+    """
+    if config.train.mixed_precision == "fp16" and spec.overflows_in_fp16:
+        raise LisaError(
+            f"train.mixed_precision=fp16: {spec.name} leaves float16's range ({spec.overflows_in_fp16})",
+            "Use train.mixed_precision=bf16",
+        )
+
+
+def check_size(size: tuple[int, int], multiple: int) -> None:
+    """Refuse pixels that are no multiple of what one latent, or one token, covers.
+
+    Raises:
+        LisaError: a side of ``size`` (height, width) is none.
+    """
+    if any(side % multiple for side in size):
+        raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {multiple}")
+
+
+def check_positions(size: tuple[int, int], main: MainNetwork, *sides: SideNetwork) -> None:
+    """Refuse pictures of more latent cells per side than all networks have positions for.
+
+    Raises:
+        LisaError: ``size`` (height, width in pixels) is too large; the message names the largest.
+    """
+    networks: tuple[MainNetwork | SideNetwork, ...] = (main, *sides)
+    limits = [each.latent_limit * main.latent_factor for each in networks if each.latent_limit is not None]
+    if limits and max(size) > min(limits):
+        raise LisaError(
+            f"pictures of {size[1]}x{size[0]} pixels are larger than the networks have positions for",
+            f"Choose a size (data.size) of at most {min(limits)} pixels per side",
+        )
+
+
+def choose_control_type(side: SideNetwork, number: int | None) -> None:
+    """Set which kind of condition a side network for several is trained on and sampled with; None: its first.
+
+    Raises:
+        LisaError: it does not tell so many kinds apart, or none at all.
+    """
+    if number is None:
+        return
+    choose = getattr(side, "choose_control_type", None)
+    if choose is None:
+        raise LisaError(f"side.control_type is {number}, but a {side.kind} is for one kind", "Leave it empty")
+    choose(number)
+
+
+def choose_guidance(main: Any, guidance: float | None) -> None:
+    """Set the embedded guidance of both passes. Classifier-free guidance is another matter, of sampling alone.
+
+    Raises:
+        LisaError: the main network embeds none.
+    """
+    if guidance is None:
+        return
+    if not getattr(main.network.config, "guidance_embeds", False):
+        raise LisaError(
+            f"model.guidance is {guidance}, but {main.source!r} embeds no guidance: it is not distilled",
+            "Leave model.guidance empty; the guidance of pictures is sample.guidance",
+        )
+    main.guidance = guidance
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Recompute activations in the backward pass.
+
+    Raises:
+        LisaError: this class cannot.
+    """
+    if not network._supports_gradient_checkpointing:
+        raise LisaError(
+            f"side.gradient_checkpointing: diffusers' {type(network).__name__} cannot recompute activations",
+            "Set side.gradient_checkpointing=false",
+        )
+    network.enable_gradient_checkpointing()

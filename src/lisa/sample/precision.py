@@ -1,0 +1,85 @@
+"""Networks of different types in one pipeline: each in its own, as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@contextmanager
+def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
+    """The types of a training while the block runs, in which pipelines of diffusers expect a single one.
+
+    The frozen main network and the text encoders run outside autocast, in what they are stored in; the side network
+    under the autocast there is, and what it gives is cast to the main network's type. The autoencoder runs outside
+    autocast in its own type: SDXL's overflows in float16.
+
+    Args:
+        pipeline: of diffusers.
+        side: the name of its side network.
+    """
+    network = getattr(pipeline, "transformer", None)
+    like = _weight(network if network is not None else pipeline.unet)
+    device, control, vae = like.device.type, getattr(pipeline, side), pipeline.vae
+    autocast, half = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def controlled(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def run(*args: Any, **options: Any) -> Any:
+            with torch.autocast(device, dtype=half, enabled=autocast):
+                if not autocast:
+                    args, options = _cast((args, options), _weight(control).dtype)
+                return _cast(forward(*args, **options), like.dtype)
+
+        return run
+
+    def coded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(*args: Any, **options: Any) -> Any:
+            args, options = _cast((args, options), _weight(vae).dtype)
+            return method(*args, **options)
+
+        return run
+
+    with ExitStack() as stack:
+        if autocast or _weight(control).dtype != like.dtype:
+            stack.enter_context(_replaced(control, "forward", controlled))
+        if _weight(vae).dtype != like.dtype:
+            for name in ("encode", "decode"):
+                stack.enter_context(_replaced(vae, name, coded))
+        stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """A parameter that tells the device and the floating-point type."""
+    return next(parameter for parameter in module.parameters() if parameter.is_floating_point())
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """``values``, whatever they are nested in, with every floating-point tensor in ``dtype``."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map_only(Tensor, cast, values)
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """The method ``name`` of this one instance, made anew from what it was."""
+    has_own, own = name in module.__dict__, module.__dict__.get(name)
+    module.__dict__[name] = make(getattr(module, name))
+    try:
+        yield
+    finally:
+        if has_own:
+            module.__dict__[name] = own
+        else:
+            del module.__dict__[name]

@@ -1,0 +1,76 @@
+"""What is computed once and kept on disk: how much there is to write, whether it fits, and bfloat16 in files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lisa.common.errors import LisaError
+from lisa.data.cache import ArrayCache, BuildAll, Shapes
+
+CHUNK = 16
+#: What is worth a word before it is written, in bytes.
+_LARGE = 100 * 2**20
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CacheJob:
+    """Arrays that are computed together: where they are kept, their shapes, and what computes some rows of them."""
+
+    store: ArrayCache
+    shapes: Shapes
+    build: BuildAll
+
+
+def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], None] | None = None) -> dict[str, Arrays]:
+    """The arrays of every job, read-only; what is missing of them is computed first.
+
+    Args:
+        jobs: by their names in ``data.cache``.
+        folder: of the cache.
+        say: is told how much there is to write, if it is much.
+
+    Raises:
+        LisaError: the disk has not enough space; nothing has been written then.
+    """
+    _check_space({item: job.store.missing_bytes(job.shapes) for item, job in jobs.items()}, folder, say)
+    return {item: job.store.get_or_build_all(job.shapes, job.build, chunk=CHUNK) for item, job in jobs.items()}
+
+
+def _check_space(sizes: Mapping[str, int], folder: Path, say: Callable[[str], None] | None) -> None:
+    total = sum(sizes.values())
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(there).free
+    parts = ", ".join(f"{item} {_size(size)}" for item, size in sizes.items() if size)
+    if total > free:
+        largest = max(sizes, key=lambda item: sizes[item])
+        raise LisaError(
+            f"the cache in {str(folder)!r} needs {_size(total)} more ({parts}); {_size(free)} are free there",
+            f"Leave {largest} out of data.cache, to encode it at every visit, or set data.cache_dir to a larger disk",
+        )
+    if say is not None and total >= _LARGE:
+        say(f"the cache in {str(folder)!r} will take {_size(total)} ({parts})")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """For a file, without loss: numpy has no bfloat16, whose bits are kept as int16."""
+    tensor = tensor.detach().cpu().contiguous()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def from_array(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """What was given to :func:`to_array`, of ``dtype``."""
+    tensor = torch.from_numpy(np.asarray(array))
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
