@@ -109,6 +109,8 @@ def test_folders_are_matched_by_name(two, sd_small, tmp_path):
     assert generate(options)["made"] == 3
     generate(replace(options, condition=[tmp_path / "a"] * 2, out=tmp_path / "again"))
     assert same(tmp_path / "out", tmp_path / "again")
+    save_png(picture[0], tmp_path / "b" / "y.png")
+    assert "y.png' was not made with these settings" in refused(**options.__dict__)
     (tmp_path / "b" / "y.png").unlink()
     message = refused(**{**options.__dict__, "out": tmp_path / "no"})
     assert f"'{tmp_path}/a' holds 'y', '{tmp_path}/b' does not" in message

@@ -60,9 +60,10 @@ def by_hand(pair, sides, conditions):
     import diffusers
 
     spec, folder = pair.spec, rows._FOLDERS[str(FIRST[pair.spec.name])]
-    pipeline = getattr(diffusers, spec.pipeline_name).from_pretrained(
-        folder, **{spec.call.network: [side.module for side in sides]}
-    )
+    together = [side.module for side in sides]
+    if spec.pipeline_name == "StableDiffusionXLAdapterPipeline":  # the one that makes no container of a list
+        together = diffusers.MultiAdapter(together)
+    pipeline = getattr(diffusers, spec.pipeline_name).from_pretrained(folder, **{spec.call.network: together})
     rows.to_own_memory(pipeline)
     fast_scheduler(pipeline)
     given = [Image.fromarray(condition) for condition in conditions]
