@@ -61,7 +61,8 @@ def test_shared_equals_separate(row, change, tmp_path):
         pair = rows.make_pair(row, tmp_path, share_prior=share)
         change(pair.main)
         results.append(rows.gradients(pair, row.sizes[1], nullcontext()))
-    rows.assert_same_step(*results)
+    # Weights that come anew for each layer lie at other addresses, where sums are added up in another order.
+    rows.assert_same_step(*results, rounding=1e-4 if change is offload_by_layer else 0.0)
 
 
 @pytest.mark.parametrize("row", CACHING, ids=str)
