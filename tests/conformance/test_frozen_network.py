@@ -52,8 +52,14 @@ def compile_shared_block(main):
 HANDLED = [offload_by_layer, offload_as_a_whole, offload_by_group, offload_by_leaf, compile_shared_block]
 
 
-@pytest.mark.parametrize("change", HANDLED, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("row", SHARING, ids=str)
+BORROWING = next(row for row in FAMILIES if row.pair == "zimage-controlnet")
+
+
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [(row, change) for row in SHARING for change in HANDLED if (row, change) != (BORROWING, offload_by_layer)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_shared_equals_separate(row, change, tmp_path):
     """Prior, controlled prediction and gradients with sharing are those of two passes of the network so changed."""
     results = []
@@ -63,6 +69,15 @@ def test_shared_equals_separate(row, change, tmp_path):
         results.append(rows.gradients(pair, row.sizes[1], nullcontext()))
     # Weights that come anew for each layer lie at other addresses, where sums are added up in another order.
     rows.assert_same_step(*results, rounding=1e-4 if change is offload_by_layer else 0.0)
+
+
+def test_what_is_borrowed_must_be_in_memory(tmp_path):
+    """Z-Image's side network reads tokens of the main network, which offloading by layer has put away."""
+    pair = rows.make_pair(BORROWING, tmp_path)
+    inputs, _ = rows.make_inputs(pair, BORROWING.sizes[0])
+    offload_by_layer(pair.main)
+    with pytest.raises(LisaError, match="offloaded by layer.*not in memory.*enable_group_offload"):
+        pair.predict(inputs)
 
 
 @pytest.mark.parametrize("row", CACHING, ids=str)

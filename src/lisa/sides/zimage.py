@@ -114,7 +114,17 @@ class ZImageControlNetSide(DiffusersSide):
 
 @contextmanager
 def lent(module: Any, network: Any) -> Iterator[None]:
-    """``module`` with the main network's embedders and refiners while the block runs, and without them after it."""
+    """``module`` with the main network's embedders and refiners while the block runs, and without them after it.
+
+    Raises:
+        LisaError: the main network is offloaded by layer: what it has beside its layers is then in memory only while it
+            runs itself, and the side network would read whatever lies there.
+    """
+    if network.x_pad_token.is_meta:
+        raise LisaError(
+            "the main network is offloaded by layer, so the tokens that this side network borrows are not in memory",
+            "Offload it by groups or as a whole (enable_group_offload(), enable_model_cpu_offload())",
+        )
     type(module).from_transformer(module, network)
     try:
         yield
