@@ -53,11 +53,18 @@ HANDLED = [offload_by_layer, offload_as_a_whole, offload_by_group, offload_by_le
 
 
 BORROWING = next(row for row in FAMILIES if row.pair == "zimage-controlnet")
+# Refused for the one, see below; the other's network fails in diffusers by itself when it is offloaded so.
+NOT_BY_LAYER = (BORROWING.pair, "hunyuan-controlnet")
 
 
 @pytest.mark.parametrize(
     ("row", "change"),
-    [(row, change) for row in SHARING for change in HANDLED if (row, change) != (BORROWING, offload_by_layer)],
+    [
+        (row, change)
+        for row in SHARING
+        for change in HANDLED
+        if change is not offload_by_layer or row.pair not in NOT_BY_LAYER
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_shared_equals_separate(row, change, tmp_path):
@@ -67,8 +74,7 @@ def test_shared_equals_separate(row, change, tmp_path):
         pair = rows.make_pair(row, tmp_path, share_prior=share)
         change(pair.main)
         results.append(rows.gradients(pair, row.sizes[1], nullcontext()))
-    # Weights that come anew for each layer lie at other addresses, where sums are added up in another order.
-    rows.assert_same_step(*results, rounding=1e-4 if change is offload_by_layer else 0.0)
+    rows.assert_same_step(*results)
 
 
 def test_what_is_borrowed_must_be_in_memory(tmp_path):
@@ -76,7 +82,7 @@ def test_what_is_borrowed_must_be_in_memory(tmp_path):
     pair = rows.make_pair(BORROWING, tmp_path)
     inputs, _ = rows.make_inputs(pair, BORROWING.sizes[0])
     offload_by_layer(pair.main)
-    with pytest.raises(LisaError, match="offloaded by layer.*not in memory.*enable_group_offload"):
+    with pytest.raises(LisaError, match=r"offloaded by layer.*not in memory.*enable_group_offload"):
         pair.predict(inputs)
 
 
