@@ -53,18 +53,16 @@ HANDLED = [offload_by_layer, offload_as_a_whole, offload_by_group, offload_by_le
 
 
 BORROWING = next(row for row in FAMILIES if row.pair == "zimage-controlnet")
-# Refused for the one, see below; the other's network fails in diffusers by itself when it is offloaded so.
-NOT_BY_LAYER = (BORROWING.pair, "hunyuan-controlnet")
+# What diffusers' network cannot do by itself, or what is refused (see below).
+IMPOSSIBLE = {
+    "hunyuan-controlnet": (offload_by_layer, offload_by_group, offload_by_leaf),
+    BORROWING.pair: (offload_by_layer,),
+}
 
 
 @pytest.mark.parametrize(
     ("row", "change"),
-    [
-        (row, change)
-        for row in SHARING
-        for change in HANDLED
-        if change is not offload_by_layer or row.pair not in NOT_BY_LAYER
-    ],
+    [(row, change) for row in SHARING for change in HANDLED if change not in IMPOSSIBLE.get(row.pair, ())],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_shared_equals_separate(row, change, tmp_path):
