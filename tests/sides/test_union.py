@@ -77,10 +77,11 @@ def test_the_pipeline_is_told_the_kind(pair, kind):
     pipeline = pair.pipeline()
     fast_scheduler(pipeline)
     wanted = [Request("0", "a cat", np.zeros((64, 64, 3), np.uint8), 1)]
-    with recorded([pipeline.controlnet]) as ((theirs,),):
+    with recorded([pipeline.controlnet]) as sampled:
         list(sample_pictures(pipeline, wanted, SamplerSettings(1, 1.0), pair.call))
-    with recorded([pair.side.module]) as ((ours,),):
+    with recorded([pair.side.module]) as trained:
         pair.control(rows.make_inputs(pair, (8, 8))[0])
+    ((theirs,),), ((ours,),) = sampled, trained
     assert theirs["control_type_idx"] == ours["control_type_idx"] == [kind]
     assert theirs["control_type"][0].tolist() == ours["control_type"][0].tolist() == torch.eye(6)[kind].tolist()
 
