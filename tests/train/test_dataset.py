@@ -32,7 +32,7 @@ def main(sd_small):
 def encode(main, folder, cached=ALL, condition="edges", size=32, seed=5, reads="pixels", say=None, **options):
     transform = PairedTransform((size, size), flip=True, seed=2, **options)
     source = ScenesSource(condition, seed=seed, count=7, size=size)
-    return EncodedData(source, main, transform, folder, cached, reads, say)
+    return EncodedData(source, main, transform, folder, cached, reads, say=say)
 
 
 def first(data, count=5, workers=0, start=0):
