@@ -11,11 +11,14 @@ import pytest
 
 import lisa
 import runs
+from lisa.build import generation
 from lisa.build.evaluation import evaluate
 from lisa.build.generation import GenerateOptions, generate
 from lisa.common.errors import LisaError
 from lisa.data.images import load_rgb, save_png
 from lisa.data.sources import ScenesSource
+from lisa.pairs import pair_spec
+from lisa.sample.pictures import fast_scheduler
 
 FAST = {"steps": 1, "guidance": 1.0}
 
@@ -118,6 +121,48 @@ def test_prompts_of_a_file_come_first(finished_run, tmp_path):
     alone = replace(alone, side=str(finished_run / "side_network"), model=str(runs_model(finished_run)))
     generate(alone)
     assert np.array_equal(pictures(tmp_path / "c")["0"], first["0"])
+
+
+@pytest.fixture
+def types(monkeypatch):
+    """What the parts of the pipelines are that pictures are made with."""
+    seen = {}
+
+    def record(pipeline):
+        parts = {name: getattr(pipeline, name).dtype for name in ("unet", "controlnet", "text_encoder", "vae")}
+        seen.update({name: str(dtype).removeprefix("torch.") for name, dtype in parts.items()})
+        fast_scheduler(pipeline)
+
+    monkeypatch.setattr(generation, "fast_scheduler", record)
+    return seen
+
+
+def test_networks_run_in_the_type_that_is_asked_for(made, types, tmp_path):
+    """All but the autoencoder; the pictures are nearly those of float32, and count as others."""
+    generate(replace(made[0], out=tmp_path, dtype="bfloat16", count=1))
+    assert types == {**dict.fromkeys(("unet", "controlnet", "text_encoder"), "bfloat16"), "vae": "float32"}
+    ((key, picture),) = pictures(tmp_path).items()
+    difference = np.abs(picture.astype(int) - pictures(made[0].out)[key])
+    assert difference.max() > 0 and difference.mean() < 5
+    assert json.loads((tmp_path / "settings.json").read_text())["dtype"] == "bfloat16"
+    assert "was not made with these settings" in refuse(replace(made[0], out=tmp_path, count=1))
+
+
+def test_a_run_in_16_bits_is_sampled_in_them(finished_run, types, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    assert "mixed_precision: 'no'" in text
+    (run / "config.yaml").write_text(text.replace("mixed_precision: 'no'", "mixed_precision: bf16"))
+    generate(GenerateOptions(run=run, out=tmp_path / "a", count=1, **FAST))
+    assert types["unet"] == "bfloat16"
+    generate(GenerateOptions(run=run, out=tmp_path / "b", count=1, dtype="float32", **FAST))
+    assert types["unet"] == "float32"
+
+
+def test_types_that_cannot_be(made, tmp_path):
+    assert "unknown type 'bf16'" in refuse(replace(made[0], out=tmp_path / "x", dtype="bf16"))
+    with pytest.raises(LisaError, match=r"flux-controlnet leaves float16's range.*--dtype bfloat16"):
+        generation._dtype("float16", pair_spec("flux-controlnet"), [])
 
 
 def runs_model(run):

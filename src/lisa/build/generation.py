@@ -15,12 +15,13 @@ from lisa.build import parts
 from lisa.build.checks import check_positions, choose_control_type
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
 from lisa.build.requests import file_requests, held_out_requests, read_prompts
-from lisa.common.errors import LisaError
+from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json
 from lisa.data.folders import hash_file
 from lisa.data.images import read_note, save_png
 from lisa.data.samples import content_hash
 from lisa.mains.base import MainNetwork
+from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
@@ -40,6 +41,8 @@ class GenerateOptions:
         condition: condition pictures instead of held-out data: a file or folder per side network (and per condition
             that it stacks), in order.
         scale: multiplies the weights of all side networks.
+        dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
+            None: what the run's main network was trained in, or float32.
     """
 
     run: Path | None = None
@@ -56,6 +59,7 @@ class GenerateOptions:
     scale: float = 1.0
     seed: int = 0
     batch: int = 8
+    dtype: str | None = None
     overwrite: bool = False
 
 
@@ -69,7 +73,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         ``out``, ``made``, ``kept`` and ``settings``.
 
     Raises:
-        LisaError: nothing to load, no condition or prompt, mismatched sizes, or a picture made with other settings.
+        LisaError: nothing to load, no condition or prompt, mismatched sizes, a type that the family cannot run in, or
+            a picture made with other settings.
     """
     run = read_run(options.run) if options.run is not None else None
     sides = choose_sides(options.run, _listed(options.side))
@@ -77,6 +82,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     spec = pair_spec(model.pair)
     if len(sides) > 1:
         check_container(spec)
+    dtype = _dtype(options.dtype, spec, [run, *[side.config for side in sides]])
     requests = _requests(options, run, sides)
     scales = tuple(options.scale * side.weight for side in sides)
     settings: dict[str, Any] = {
@@ -86,13 +92,15 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         "guidance": options.guidance,
         "scale": _one_or_all(scales),
     }
+    if dtype != "float32":
+        settings["dtype"] = dtype
     kinds = control_types(run, sides)
     if any(kind is not None for kind in kinds):
         settings["control_type"] = _one_or_all(kinds)
     stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
     todo = _unfinished(options, requests, stamps)
     if todo:
-        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo)
+        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, getattr(torch, dtype))
         pipeline.to(_device())
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
@@ -166,6 +174,15 @@ def _file(options: GenerateOptions, request: Request) -> Path:
     return options.out / f"{request.key}.png"
 
 
+def _dtype(asked: str | None, spec: PairSpec, runs: Sequence[TrainConfig | None]) -> str:
+    """``asked``, or what the first run's main network was trained in."""
+    found = next((run.main_dtype for run in runs if run is not None), "float32")
+    dtype = choose("type", asked or found, ("float32", "bfloat16", "float16"))
+    if dtype == "float16" and spec.overflows_in_fp16:
+        raise LisaError(f"{spec.name} leaves float16's range ({spec.overflows_in_fp16})", "Use --dtype bfloat16")
+    return dtype
+
+
 def _device() -> torch.device:
     """The device accelerate would train on."""
     from accelerate import PartialState
@@ -179,16 +196,18 @@ def _load_pipeline(
     sides: Sequence[ChosenSide],
     kinds: Sequence[int | None],
     requests: Sequence[Request],
+    dtype: torch.dtype,
 ) -> tuple[Any, PipelineCall]:
     """The pipeline around all networks, which suit each other and the conditions; and how to call it."""
-    main = spec.load_main(parts.model_source(model), variant=model.variant, config=model.single_file_config)
+    files = {"variant": model.variant, "config": model.single_file_config}
+    main = spec.load_main(parts.model_source(model), **files, weights=Weights(dtype))
     networks = []
     for side, kind, condition in zip(sides, kinds, requests[0].conditions, strict=True):
         count = condition.shape[-1] // 3
         network = spec.load_fitting_side(main, side.source, SideOptions(conditions=count))
         check_conditions(spec, network, count)
         choose_control_type(network, kind)
-        network.module.eval()
+        network.module.to(dtype).eval()
         networks.append(network)
     _check_sizes(requests, main, networks)
     return joint_pipeline(spec, main, networks), spec.call_with(main, networks)

@@ -44,6 +44,10 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures sampled together.")] = 8,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16; else what the run was trained in, or float32."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
@@ -69,6 +73,7 @@ def generate(
         scale=scale,
         seed=seed,
         batch=batch,
+        dtype=dtype,
         overwrite=overwrite,
     )
     result = make(options, progress=say)
