@@ -69,3 +69,22 @@ def test_the_benchmark_writes_its_row_and_goes_on_where_it_was(benchmark):
     assert "train" not in said
     assert pictures == {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.png")}
     assert json.loads(Path("row.json").read_text()) == row
+
+
+def test_the_figures_of_the_page_are_the_recorded_ones():
+    result = json.loads((ROOT / "benchmarks/results/2026-11-22-compositional-tiny-sd-cpu.json").read_text("utf-8"))
+    page = " ".join((ROOT / "docs/several-conditions.md").read_text("utf-8").split())
+    digits = {"segmentation": 3, "lowres": 2}
+    rows = {"segmentation": "segmentation alone", "lowres": "low resolution alone", "together": "both together"}
+    for arm, name in rows.items():
+        told = [interval(result["fidelity"][arm][condition], n) for condition, n in digits.items()]
+        assert f"| {name} | {result['weights'][arm]} | {told[0]} | {told[1]} |" in page
+    for gains in result["gain"].values():
+        assert all(gain["low"] > 0 for gain in gains.values())
+        assert all(interval(gains[condition], n) in page for condition, n in digits.items())
+    assert result["together_beats_each_alone_on_both"] and f"{result['samples']} scenes" in page
+
+
+def interval(found, digits):
+    value, low, high = (f"{found[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
