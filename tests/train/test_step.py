@@ -129,3 +129,18 @@ def test_the_weight_follows_the_schedule(sd_small):
         weights.append(float((output.loss.detach() - output.logs["mse"]) / output.logs["alignment"]))
     expected = [step.schedule.weight(number) for number in (0, 5, 9)]
     assert weights == pytest.approx(expected, abs=1e-4) and weights[0] == pytest.approx(0.2) and weights[2] < 0.01
+
+
+def test_the_shuffled_arm_aligns_with_the_residual_of_another_sample(sd_small):
+    """Everything else is the same, to the last bit: it differs by what the decoder is asked for alone."""
+    own, shuffled = make(sd_small), make(sd_small)
+    shuffled.shuffled = True
+    asked = {}
+    for name, step in (("own", own), ("shuffled", shuffled)):
+        given = step.align
+        step.align = lambda *a, _given=given, _name=name, **k: asked.setdefault(_name, _given(*a, **k))
+    one, two = own(batch(), 3), shuffled(batch(), 3)
+    assert torch.equal(one.logs["mse"], two.logs["mse"])
+    assert torch.equal(asked["shuffled"].residual[1:], asked["own"].residual[:-1])
+    assert torch.equal(asked["shuffled"].residual[0], asked["own"].residual[-1])
+    assert not torch.equal(asked["shuffled"].residual, asked["own"].residual)

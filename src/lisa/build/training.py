@@ -129,7 +129,16 @@ def _assemble(
     kept = [state, scheduler, Shares(meter, accelerator), Shares(events, accelerator), held_out, schedule, ema]
     accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
     results = Results(config, run_folder, accelerator, pair, data)
-    control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout)
+    control_step = ControlStep(
+        pair,
+        aligner,
+        align,
+        schedule,
+        meter,
+        draws,
+        settings.caption_dropout,
+        shuffled=config.align.target == "shuffled",
+    )
     checkpoints = Checkpoints(
         run_folder, accelerator, _exports(results, state, aligner, final_weights), config.log.checkpoint_limit
     )

@@ -162,6 +162,11 @@ class AlignSettings(Settings):
     enabled: bool = Field(True, description="False: the plain baseline, with the same seeds, data order and noise.")
     layer: str | list[str] | None = Field(None, description="Layer or layers to align; empty: the pair's default.")
     weight: float = Field(0.2, ge=0, description="Weight of the alignment loss.")
+    target: Literal["likelihood", "shuffled"] = Field(
+        "likelihood",
+        description="What the decoder must read: the sample's own residual, or (a control for comparisons, which must "
+        "not help) that of another sample of the batch.",
+    )
     weighting: str = Field("plain", description="By noise level: plain, normalised or min-snr.")
     schedule: str = Field("constant", description="Weight over steps: constant, cosine or until-done.")
     patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
@@ -276,6 +281,14 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"model.quantize={self.model.quantize} needs a 16-bit type to compute in; set "
                 "train.mixed_precision=bf16 and leave model.dtype empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _another_sample(self) -> TrainConfig:
+        if self.align.active and self.align.target == "shuffled" and self.train.batch_size < 2:
+            raise ValueError(
+                "align.target=shuffled needs another sample in the batch; set train.batch_size to 2 or more"
             )
         return self
 

@@ -29,6 +29,8 @@ class ControlStep:
         meter: takes up control gain and decoder R2 while there is a prior.
         draws: keyed random numbers, so that arms with different heads see the same ones.
         caption_dropout: share of captions replaced by the empty one, drawn anew at each visit.
+        shuffled: align each sample with the residual of the one before it in the batch: the control arm that shows how
+            much of a gain is owed to the likelihood score, and how much to an extra head.
     """
 
     def __init__(
@@ -40,9 +42,12 @@ class ControlStep:
         meter: LearningMeter,
         draws: Draws,
         caption_dropout: float,
+        *,
+        shuffled: bool = False,
     ) -> None:
         self.pair, self.aligner, self.align, self.schedule = pair, aligner, align, schedule
         self.meter, self.draws, self.caption_dropout = meter, draws, caption_dropout
+        self.shuffled = shuffled
 
     def __call__(self, batch: Batch, step: int) -> StepOutput:
         """One forward pass."""
@@ -54,7 +59,10 @@ class ControlStep:
         if prediction.prior is None or self.align is None:
             return StepOutput(loss, {"mse": loss.detach()})
         time = process.decoder_time(inputs.t)
-        terms = self.align(target, prediction.prior, time, x_t=inputs.x_t)
+        aligned = (target, prediction.prior)
+        if self.shuffled:
+            aligned = (target.roll(1, 0), prediction.prior.roll(1, 0))
+        terms = self.align(*aligned, time, x_t=inputs.x_t)
         self.meter.update(target, prediction.prior, prediction.controlled, time, terms=terms)
         logs = {"mse": loss.detach(), "alignment": terms.alignment, "decoder_r2": terms.r2}
         return StepOutput(loss + terms.loss, logs)
