@@ -8,20 +8,21 @@ from lisa.common.errors import LisaError
 from lisa.mains.base import MainNetwork
 from lisa.pairs import PairSpec
 from lisa.sides.base import SideNetwork
-from lisa.train.config import TrainConfig
 
 
-def check_precision(config: TrainConfig, spec: PairSpec) -> None:
+def check_float16(asked: str, spec: PairSpec, remedy: str) -> None:
     """Refuse float16 for a family that leaves its range.
+
+    Args:
+        asked: the option that asks for it, as people write it.
+        spec: the kind of pair.
+        remedy: what to use instead.
 
     Raises:
         LisaError: it does; the message names what of it.
     """
-    if config.train.mixed_precision == "fp16" and spec.overflows_in_fp16:
-        raise LisaError(
-            f"train.mixed_precision=fp16: {spec.name} leaves float16's range ({spec.overflows_in_fp16})",
-            "Use train.mixed_precision=bf16",
-        )
+    if spec.overflows_in_fp16:
+        raise LisaError(f"{asked}: {spec.name} leaves float16's range ({spec.overflows_in_fp16})", remedy)
 
 
 def check_size(size: tuple[int, int], multiple: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lisa.build import parts
-from lisa.build.checks import check_positions, choose_control_type
+from lisa.build.checks import check_float16, check_positions, choose_control_type
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
 from lisa.build.requests import file_requests, held_out_requests, read_prompts
 from lisa.common.errors import LisaError, choose
@@ -178,8 +178,8 @@ def _dtype(asked: str | None, spec: PairSpec, runs: Sequence[TrainConfig | None]
     """``asked``, or what the first run's main network was trained in."""
     found = next((run.main_dtype for run in runs if run is not None), "float32")
     dtype = choose("type", asked or found, ("float32", "bfloat16", "float16"))
-    if dtype == "float16" and spec.overflows_in_fp16:
-        raise LisaError(f"{spec.name} leaves float16's range ({spec.overflows_in_fp16})", "Use --dtype bfloat16")
+    if dtype == "float16":
+        check_float16("--dtype float16", spec, "Use --dtype bfloat16")
     return dtype
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lisa.build.checks import (
+    check_float16,
     check_positions,
-    check_precision,
     check_size,
     choose_control_type,
     choose_guidance,
@@ -131,7 +131,8 @@ def build_pair(config: TrainConfig) -> Pair:
             or larger than it has positions for; or the family cannot be trained in float16.
     """
     spec = pair_spec(config.model.pair)
-    check_precision(config, spec)
+    if config.train.mixed_precision == "fp16":
+        check_float16("train.mixed_precision=fp16", spec, "Use train.mixed_precision=bf16")
 
     def make_side(main: Any) -> Any:
         check_size(config.data.height_width, main.size_multiple)
