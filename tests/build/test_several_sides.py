@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fake_runs import fake_run
 from lisa.build.chosen import choose_model, choose_sides, split_weight
@@ -17,6 +19,7 @@ from lisa.common.errors import LisaError
 from lisa.data.images import load_rgb, save_png
 from lisa.data.sources import ScenesSource
 from lisa.data.split import held_out_split
+from lisa.sides.loading import CONFIG_KEY
 
 FAST = {"steps": 1, "guidance": 1.0}
 
@@ -198,17 +201,30 @@ def test_refused(two, sd_small, sd15, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "pair", "expected"),
+    ("config", "pair", "expected"),
     [
-        ("ControlNetModel", None, "sd-controlnet"),
-        ("ControlNetModel", "sdxl-controlnet", "sdxl-controlnet"),
-        ("SD3ControlNetModel", None, "sd3-controlnet"),
-        ("T2IAdapter", None, "sd-t2i-adapter"),
-        (None, None, "sd-controlnet"),  # a Hub name or a single file
+        ({"_class_name": "ControlNetModel"}, None, "sd-controlnet"),
+        ({"_class_name": "ControlNetModel"}, "sdxl-controlnet", "sdxl-controlnet"),
+        ({"_class_name": "ControlNetModel", "addition_embed_type": "text_time"}, None, "sdxl-controlnet"),
+        ({"_class_name": "SD3ControlNetModel"}, None, "sd3-controlnet"),
+        ({"_class_name": "T2IAdapter"}, None, "sd-t2i-adapter"),
+        ({"_class_name": "T2IAdapter", "adapter_type": "full_adapter_xl"}, None, "sdxl-t2i-adapter"),
+        (None, None, "sd-controlnet"),  # a Hub name, or a file of other programs
     ],
 )
-def test_the_pair_of_a_side_network_without_a_run(tmp_path, kind, pair, expected):
-    if kind is not None:
-        (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
-    (side,) = choose_sides(None, [str(tmp_path)])
+@pytest.mark.parametrize("single", [False, True])
+def test_the_pair_of_a_side_network_without_a_run(tmp_path, config, pair, expected, single):
+    """A folder, and a single file, which tells its configuration in its metadata."""
+    path = tmp_path / "side.safetensors" if single else tmp_path
+    if single:
+        save_file({"a": torch.zeros(1)}, path, {} if config is None else {CONFIG_KEY: json.dumps(config)})
+    elif config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    (side,) = choose_sides(None, [str(path)])
     assert choose_model("owner/model", None, [side], pair).pair == expected
+
+
+def test_what_is_no_side_network(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(LisaError, match=r"holds a UNet2DConditionModel, which is no side network.*ControlNetModel"):
+        choose_model("owner/model", None, choose_sides(None, [str(tmp_path)]))

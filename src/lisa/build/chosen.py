@@ -10,8 +10,10 @@ from typing import Any
 
 from lisa.common.errors import LisaError
 from lisa.common.files import read_json
+from lisa.common.model_folders import SINGLE_FILES
 from lisa.common.runfolder import RunFolder
-from lisa.pairs import pair_names, pair_spec
+from lisa.pairs import PairSpec, pair_names, pair_spec
+from lisa.sides.loading import file_config
 from lisa.train.config import ModelSettings, TrainConfig
 from lisa.train.settings import load_settings
 
@@ -48,6 +50,41 @@ def read_run(run: Path) -> TrainConfig:
             f"{str(run)!r} is not a run folder (it has no config.yaml)", "Name the folder that lisa train wrote"
         )
     return load_settings(TrainConfig, folder.config)
+
+
+def side_of_run(run: Path) -> tuple[Path, TrainConfig]:
+    """The folder of a run's side network, and the configuration of the run.
+
+    Raises:
+        LisaError: it is no run folder, or its training has not come to an end.
+    """
+    folder, config = RunFolder(run).side_network, read_run(run)
+    if not folder.is_dir():
+        raise LisaError(f"the run {str(run)!r} has no side network yet", "Let the training finish (--resume)")
+    return folder, config
+
+
+def spec_of_side(path: Path) -> PairSpec | None:
+    """The first kind of pair that the side network in a folder or a single file is of; None: nothing there tells it.
+
+    SDXL's side networks are of the same classes as those of Stable Diffusion, and are told by their configuration.
+
+    Raises:
+        LisaError: it is no side network, or a file that cannot be read.
+    """
+    if path.is_file() and path.suffix in SINGLE_FILES:
+        config = file_config(path)
+    else:
+        config = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if config is None:
+        return None
+    kind = config.get("_class_name")
+    specs = [spec for spec in map(pair_spec, pair_names()) if spec.side_kind == kind]
+    if not specs:
+        known = dict.fromkeys(pair_spec(name).side_kind for name in pair_names())
+        raise LisaError(f"{str(path)!r} holds a {kind}, which is no side network", choices=known)
+    xl = config.get("addition_embed_type") == "text_time" or config.get("adapter_type") == "full_adapter_xl"
+    return next((spec for spec in specs if spec.name.startswith("sdxl") == xl), specs[0])
 
 
 def split_weight(text: str) -> tuple[str, float]:
@@ -96,9 +133,7 @@ def _side(name: str, weight: float) -> ChosenSide:
 
 
 def _of_run(name: str, run: Path, weight: float) -> ChosenSide:
-    folder, config = RunFolder(run).side_network, read_run(run)
-    if not folder.is_dir():
-        raise LisaError(f"the run {str(run)!r} has no side network yet", "Let the training finish (--resume)")
+    folder, config = side_of_run(run)
     return ChosenSide(name, str(folder), weight, config)
 
 
@@ -107,10 +142,10 @@ def choose_model(
 ) -> ModelSettings:
     """The main network: ``path``, or that of the run, or that of the side networks' runs, which must agree.
 
-    The kind of pair: ``pair``, or the runs', or the first that has side networks of that class.
+    The kind of pair: ``pair``, or the runs', or what the first side network tells (:func:`spec_of_side`).
 
     Raises:
-        LisaError: they do not, or nothing tells which it is.
+        LisaError: they do not, or nothing tells which it is; or what was named is no side network.
     """
     runs = [("--run", run), *[(side.name, side.config) for side in sides]]
     known = [(name, config.model) for name, config in runs if config is not None]
@@ -119,8 +154,11 @@ def choose_model(
     chosen = known[0][1] if known else ModelSettings()
     if path is not None:
         chosen = chosen.model_copy(update={"path": path})
-    if pair is not None or not known:
-        chosen = chosen.model_copy(update={"pair": pair or _first_pair(sides[0].source) or chosen.pair})
+    if pair is None and not known:
+        spec = spec_of_side(Path(sides[0].source))
+        pair = None if spec is None else spec.name
+    if pair is not None:
+        chosen = chosen.model_copy(update={"pair": pair})
     for name, model in known[1:]:
         for key in _IDENTITY:
             ours, theirs = getattr(known[0][1], key), getattr(model, key)
@@ -131,13 +169,6 @@ def choose_model(
                     + ("; if it is one by two names, say --model" if key == "path" else ""),
                 )
     return chosen
-
-
-def _first_pair(side: str) -> str | None:
-    """The first registered pair whose side networks are of the class of ``side``; None where that cannot be told."""
-    config = Path(side) / "config.json"
-    kind = read_json(config).get("_class_name") if config.is_file() else None
-    return next((name for name in pair_names() if pair_spec(name).side_kind == kind), None)
 
 
 def differing(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

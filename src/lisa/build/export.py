@@ -10,7 +10,7 @@ from typing import Any
 
 import lisa
 from lisa.build.card import write_run_card
-from lisa.build.chosen import read_run
+from lisa.build.chosen import side_of_run, spec_of_side
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import atomic_dir, read_json
 from lisa.common.model_folders import SINGLE_FILES
@@ -18,8 +18,7 @@ from lisa.common.runfolder import RunFolder
 from lisa.export.card import CARD_FILES
 from lisa.export.metadata import model_spec, public_name
 from lisa.export.single_file import DTYPES, cast_weights, write_single_file
-from lisa.pairs import PairSpec, pair_names, pair_spec
-from lisa.sides.loading import file_config
+from lisa.pairs import PairSpec, pair_spec
 from lisa.train.config import TrainConfig
 
 #: format -> what it is
@@ -115,30 +114,15 @@ def _find(path: Path) -> _Source:
     """A run folder (or the side network in it), a side network's folder, or a single file that tells its kind."""
     run = RunFolder(path.parent if path.name == "side_network" else path)
     if run.config.is_file():
-        config = read_run(run.path)
-        if not run.side_network.is_dir():
-            raise LisaError(f"the run {str(run.path)!r} has no side network yet", "Let the training finish (--resume)")
-        return _Source(run.side_network, pair_spec(config.model.pair), run, config)
-    remedy = "Name a run folder, a side network's folder (with config.json), or a file that lisa export wrote"
-    if path.is_file() and path.suffix in SINGLE_FILES:
-        found = file_config(path)
-        if found is None:
-            raise LisaError(f"{str(path)!r} does not tell what kind of network it holds", remedy)
-        return _Source(path, _spec_of(found, path))
-    if not (path / "config.json").is_file():
-        raise LisaError(f"there is no side network in {str(path)!r}", remedy)
-    return _Source(path, _spec_of(read_json(path / "config.json"), path))
-
-
-def _spec_of(config: dict[str, Any], path: Path) -> PairSpec:
-    """The kind of pair whose side network has this configuration."""
-    kind = config.get("_class_name")
-    specs = [spec for spec in map(pair_spec, pair_names()) if spec.side_kind == kind]
-    if not specs:
-        known = dict.fromkeys(pair_spec(name).side_kind for name in pair_names())
-        raise LisaError(f"{str(path)!r} holds a {kind}, which is no side network", choices=known)
-    xl = config.get("addition_embed_type") == "text_time" or config.get("adapter_type") == "full_adapter_xl"
-    return next((spec for spec in specs if spec.name.startswith("sdxl") == xl), specs[0])
+        weights, config = side_of_run(run.path)
+        return _Source(weights, pair_spec(config.model.pair), run, config)
+    spec = spec_of_side(path)
+    if spec is None:
+        silent = path.is_file() and path.suffix in SINGLE_FILES
+        problem = "{!r} does not tell what kind of network it holds" if silent else "there is no side network in {!r}"
+        remedy = "Name a run folder, a side network's folder (with config.json), or a file that lisa export wrote"
+        raise LisaError(problem.format(str(path)), remedy)
+    return _Source(path, spec)
 
 
 def _check_out(options: ExportOptions, weights: Path) -> None:
