@@ -108,7 +108,12 @@ def record_start(
     save_settings(config.model_copy(update={"resume": None, "overwrite": False}), run_folder.config)
     if not quiet:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(note)
+
+
+def say(note: str) -> None:
+    """Tell people something beside the results, which alone go to the standard output."""
+    print(f"note: {note}", file=sys.stderr)
 
 
 def under_autocast(step: Any, accelerator: Accelerator) -> Any:

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 import lisa
 from lisa.build import parts
 from lisa.build.card import write_run_card
+from lisa.build.launch import say
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.runfolder import RunFolder
 from lisa.data.samples import Sample
@@ -73,7 +74,7 @@ class Results:
         try:
             return make()
         except BrokenPictures as error:
-            print(f"note: step {step}: {error}", file=sys.stderr)
+            say(f"step {step}: {error}")
             self.run_folder.log(step, "broken_pictures", {"problem": str(error)})
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
-from lisa.build.launch import begin_tracking, record_start, session, under_autocast
+from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
 from lisa.build.memory import check_device, check_memory
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
@@ -109,7 +108,7 @@ def _assemble(
     from diffusers.optimization import get_scheduler
 
     settings, draws = config.train, Draws(config.seed)
-    train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else _say)
+    train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else say)
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(
@@ -228,10 +227,6 @@ def _callbacks(
         cb.SaveCheckpoints(checkpoints, log.checkpoint_every),
         *([] if quiet else [cb.Progress("train", describe, every=max(log.every, 50))]),
     ]
-
-
-def _say(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
 
 
 def _encode(
