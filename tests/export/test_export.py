@@ -88,7 +88,7 @@ def test_architecture(pair, config, expected):
     [
         ("owner/model", "owner/model"),
         ("tiny-sd", "tiny-sd"),
-        ("/home/me/sd15", "sd15"),
+        ("/models/sd15", "sd15"),
         ("../models/a.safetensors", "a.safetensors"),
         ("C:\\models\\sd15", "sd15"),
     ],

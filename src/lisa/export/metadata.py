@@ -70,7 +70,7 @@ def public_name(source: str) -> str:
     """What to call a model or a data set in what is shared: its name on the Hub or here, else the last part of a path.
 
     Example:
-        >>> public_name("/home/me/models/sd15")
+        >>> public_name("../models/sd15")
         'sd15'
     """
     return source if on_hub(source) or not _is_path(source) else Path(source.replace("\\", "/")).name
