@@ -10,12 +10,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import runs
 from conformance.checks import CHECKS
 from lisa.cli.app import app
-from lisa.pairs import pair_names, registry
+from lisa.pairs import pair_names, pair_spec, registry
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
 TEST = "# test_lisa_pixart.py\n"
@@ -74,6 +75,19 @@ def test_it_is_not_one_of_ours_and_found_by_its_entry_point(installed, row):
 @pytest.mark.parametrize("name", CHECKS)
 def test_conformance(row, name, tmp_path):
     CHECKS[name](row, tmp_path)
+
+
+def test_its_encoders_can_be_let_go_of_and_read_again(row, tmp_path):
+    """What ``model.offload_encoders=disk`` does."""
+    main = pair_spec(row.pair).load_main(str(row.folder(tmp_path)))
+    before = main.encode_text(["a b"])
+    main.offload_encoders("disk")
+    assert main.pipeline.vae is None and main.pipeline.text_encoder is None
+    with main.encoders():
+        again = main.encode_text(["a b"])
+        assert main.pipeline.vae is not None
+    assert main.pipeline.text_encoder is None
+    assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in before)
 
 
 def test_its_commands_run(row, tmp_path, monkeypatch):
