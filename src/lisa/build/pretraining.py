@@ -19,6 +19,7 @@ from lisa.common.errors import LisaError
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
+from lisa.mains.codec import KLCodec
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
 from lisa.sample.pictures import fast_scheduler
@@ -117,7 +118,8 @@ def _load_vae(config: PretrainConfig) -> Any:
             "Give vae.init a folder of an AutoencoderKL, or the name of an embedded model",
             zoo.names(),
         ) from error
-    found = (2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels)
+    codec = KLCodec(vae)
+    found = (codec.factor, codec.channels)
     if found != (config.vae.factor, config.vae.latent_channels):
         raise LisaError(
             f"the VAE {source!r} has factor {found[0]} and {found[1]} latent channels; the configuration says "

@@ -16,6 +16,7 @@ from lisa.data.samples import Source, captions_of
 from lisa.data.sources import check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
+from lisa.mains.codec import KLCodec
 from lisa.train.dataset import modules_hash
 from lisa.train.pretrain.config import PretrainConfig
 
@@ -70,16 +71,16 @@ def open_pictures(config: PretrainConfig) -> Source:
 
 def encode_pictures(config: PretrainConfig, pictures: Pictures, vae: Any) -> Callable[[list[int], np.ndarray], Tensor]:
     """Scaled latents (posterior means) of any pictures and their mirror images, computed once and kept on disk."""
-    side = config.data.size // config.vae.factor
-    shape = (len(pictures.pixels), 2, config.vae.latent_channels, side, side)
-    shift, scaling = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+    codec = KLCodec(vae)
+    side = config.data.size // codec.factor
+    shape = (len(pictures.pixels), 2, codec.channels, side, side)
 
     @torch.no_grad()
     def encode(part: slice) -> np.ndarray:
         chosen = list(range(part.start, part.stop))
         flips = [np.full(len(chosen), flip) for flip in (False, True)]
-        means = [vae.encode(pictures.tensor(chosen, flip)).latent_dist.mean for flip in flips]
-        return ((torch.stack(means, 1) - shift) * scaling).half().numpy()
+        means = [codec.moments(vae, pictures.tensor(chosen, flip)).chunk(2, dim=1)[0] for flip in flips]
+        return torch.stack(means, 1).half().numpy()
 
     key = cache_key(images=pictures.fingerprint, vae=modules_hash([vae]), size=config.data.size)
     stored = ArrayCache(pictures.cache, key).get_or_build("latents", shape, np.float16, encode)
