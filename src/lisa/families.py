@@ -7,11 +7,11 @@ from lisa.common.errors import LisaError
 from lisa.core.packing import pack, unpack
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context, MainNetwork
+from lisa.mains.checks import check_flow, check_prediction
 from lisa.mains.codec import DCCodec, KLCodec, QwenImageCodec
-from lisa.mains.flow import check_flow, flow_process
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout, load_pipeline
 from lisa.mains.pipeline_main import PipelineMain
-from lisa.mains.stable_diffusion import check_prediction
 from lisa.pairs.base import PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_depth, refuse_stacking
 from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from lisa.core.packing import pack, unpack
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_channels, check_encoders, check_flow, check_shifted_vae, scheduler_of
 from lisa.mains.codec import KLCodec
-from lisa.mains.flow import (
-    check_channels,
-    check_encoders,
-    check_flow,
-    check_scheduler_in_memory,
-    check_vae,
-    flow_process,
-)
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
@@ -50,10 +44,11 @@ class FluxMain(PipelineMain):
 
     def __init__(self, pipeline: Any, source: str, guidance: float = GUIDANCE) -> None:
         config = pipeline.transformer.config
-        check_scheduler_in_memory(pipeline, source)
-        check_vae(pipeline, source)
+        check_flow(scheduler_of(pipeline), source)
+        check_shifted_vae(pipeline, source)
         check_encoders(pipeline, source, self.text_encoders)
-        check_channels(pipeline, source, config.in_channels // 4, (config.out_channels or config.in_channels) // 4)
+        gives = config.out_channels or config.in_channels
+        check_channels(source, config.in_channels // 4, gives // 4, pipeline.vae.config.latent_channels)
         self.guidance = guidance
         process = flow_process(pipeline.scheduler.config, model_time_scale=1.0)
         super().__init__(pipeline, source, process, KLCodec(pipeline.vae))
@@ -62,7 +57,7 @@ class FluxMain(PipelineMain):
         """The pipeline's own ``encode_prompt``: T5's ``encoder_hidden_states`` (B, 512, D), CLIP's
         ``pooled_projections`` (B, P).
         """
-        device = next(self.component("text_encoder").parameters()).device
+        device = self.encoder_device()
         self.component("text_encoder_2")
         with torch.no_grad():
             embeds, pooled, _ = self.pipeline.encode_prompt(list(captions), None, device=device)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_encoders, check_prediction, scheduler_of
 from lisa.mains.codec import KLCodec
-from lisa.mains.flow import check_encoders
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
-from lisa.mains.stable_diffusion import check_prediction
 from lisa.processes.ddpm import DDPMProcess
 
 # What the pipelines pass unless told otherwise, so that the side network is trained on what it will meet.
@@ -55,7 +54,7 @@ class HunyuanMain(PipelineMain):
         """
         context = {}
         for index, (suffix, length) in enumerate(_TEXTS):
-            device = next(self.component(self.text_encoders[index]).parameters()).device
+            device = self.encoder_device(self.text_encoders[index])
             with torch.no_grad():
                 embeds, _, mask, _ = self.pipeline.encode_prompt(
                     list(captions),
@@ -129,7 +128,7 @@ def load_hunyuan(source: str, **options: Any) -> HunyuanMain:
 
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_prediction({"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}, source)
+    check_prediction(scheduler_of(pipeline), source)
     check_encoders(pipeline, source, HunyuanMain.text_encoders)
     config = pipeline.transformer.config
     if not config.learn_sigma:

@@ -187,6 +187,15 @@ class PipelineMain:
             raise LisaError(f"the {name} was dropped from memory", "Load the main network again")
         return module
 
+    def encoder_device(self, name: str = "text_encoder") -> torch.device:
+        """Where a text encoder is.
+
+        Raises:
+            LisaError: it was dropped from memory.
+        """
+        device: torch.device = next(self.component(name).parameters()).device
+        return device
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None, *, only: str | None = None) -> None:
         """The VAE stays in float32, and quantised weights where and what they are (see ``lisa.mains.weights``)."""
         names = {"network": [self.network_name], "encoders": ["vae", *self.text_encoders]}

@@ -13,8 +13,9 @@ from lisa.common.errors import LisaError
 from lisa.core.packing import pack, unpack
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_channels, check_encoders, check_flow, check_vae, scheduler_of
 from lisa.mains.codec import QwenImageCodec
-from lisa.mains.flow import check_encoders, check_flow, check_scheduler_in_memory, flow_process
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
@@ -47,7 +48,7 @@ class QwenImageMain(PipelineMain):
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's own ``encode_prompt``, padded: ``encoder_hidden_states`` (B, 512, D) and their mask."""
-        device = next(self.component("text_encoder").parameters()).device
+        device = self.encoder_device()
         texts = [caption or EMPTY for caption in captions]
         with torch.no_grad():
             embeds, mask = self.pipeline.encode_prompt(texts, device=device, max_sequence_length=TEXT_LENGTH)
@@ -111,21 +112,16 @@ def load_qwen_image(source: str, **options: Any) -> QwenImageMain:
 
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_scheduler_in_memory(pipeline, source)
+    check_flow(scheduler_of(pipeline), source)
     check_encoders(pipeline, source, QwenImageMain.text_encoders)
-    config, vae = pipeline.transformer.config, pipeline.vae
+    config = pipeline.transformer.config
     for name in _PLAIN:
         if config.get(name):
             raise LisaError(
                 f"the transformer of {source!r} has {name}={config[name]}, which its ControlNet pipeline cannot follow",
                 "Use the text-to-image model (Qwen-Image); edit and layered models are not supported",
             )
-    if type(vae).__name__ != "AutoencoderKLQwenImage":
-        raise LisaError(f"the VAE of {source!r} is a {type(vae).__name__}", "It must be an AutoencoderKLQwenImage")
-    channels = (config.in_channels // 4, config.out_channels)
-    if channels != (vae.config.z_dim, vae.config.z_dim):
-        raise LisaError(
-            f"the transformer of {source!r} takes {channels[0]} and gives {channels[1]} channels, its latents have "
-            f"{vae.config.z_dim}",
-            "Use the text-to-image model (Qwen-Image)",
-        )
+    check_vae(pipeline, source, "AutoencoderKLQwenImage")
+    latent = pipeline.vae.config.z_dim
+    remedy = "Use the text-to-image model (Qwen-Image)"
+    check_channels(source, config.in_channels // 4, config.out_channels, latent, remedy)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_channels, check_encoders, check_flow, check_vae, scheduler_of
 from lisa.mains.codec import DCCodec
-from lisa.mains.flow import check_encoders, check_flow, flow_process
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
@@ -53,7 +54,7 @@ class SanaMain(PipelineMain):
         As in the pipeline's call, Gemma reads an instruction before the caption, and none before the empty caption of
         classifier-free guidance.
         """
-        device = next(self.component("text_encoder").parameters()).device
+        device = self.encoder_device()
         captions = list(captions)
         with torch.no_grad():
             text, mask, _, _ = self.pipeline.encode_prompt(
@@ -119,7 +120,7 @@ def check_sana_scheduler(scheduler: Mapping[str, Any], source: str) -> None:
 
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_sana_scheduler({"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}, source)
+    check_sana_scheduler(scheduler_of(pipeline), source)
     check_encoders(pipeline, source, SanaMain.text_encoders)
     config = pipeline.transformer.config
     for name, (plain, why) in _PLAIN.items():
@@ -128,15 +129,9 @@ def _check_pipeline(pipeline: Any, source: str) -> None:
                 f"the transformer of {source!r} {why}: {name}={config[name]!r}",
                 "Use a Sana 1.0 model (0.6B or 1.6B)",
             )
-    if type(pipeline.vae).__name__ != "AutoencoderDC":
-        raise LisaError(f"the VAE of {source!r} is a {type(pipeline.vae).__name__}", "It must be an AutoencoderDC")
+    check_vae(pipeline, source, "AutoencoderDC")
     latent = pipeline.vae.config.latent_channels
-    if (config.in_channels, config.out_channels) != (latent, latent):
-        raise LisaError(
-            f"the transformer of {source!r} takes {config.in_channels} and gives {config.out_channels} channels, its "
-            f"latents have {latent}",
-            "Use a plain text-to-image model",
-        )
+    check_channels(source, config.in_channels, config.out_channels, latent, "Use a plain text-to-image model")
 
 
 def _instruction() -> list[str]:

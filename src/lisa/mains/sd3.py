@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_channels, check_encoders, check_flow, check_shifted_vae, scheduler_of
 from lisa.mains.codec import KLCodec
-from lisa.mains.flow import (
-    check_channels,
-    check_encoders,
-    check_flow,
-    check_scheduler_in_memory,
-    check_vae,
-    flow_process,
-)
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
@@ -47,11 +41,11 @@ class StableDiffusion3Main(PipelineMain):
 
     def __init__(self, pipeline: Any, source: str) -> None:
         config = pipeline.transformer.config
-        check_scheduler_in_memory(pipeline, source)
+        check_flow(scheduler_of(pipeline), source)
         _check_shifting(pipeline.scheduler.config, source)
-        check_vae(pipeline, source)
+        check_shifted_vae(pipeline, source)
         check_encoders(pipeline, source, self.text_encoders, optional=("text_encoder_3",))
-        check_channels(pipeline, source, config.in_channels, config.out_channels)
+        check_channels(source, config.in_channels, config.out_channels, pipeline.vae.config.latent_channels)
         self.patch = config.patch_size
         self.latent_limit = config.pos_embed_max_size * config.patch_size
         if pipeline.text_encoder_3 is not None:
@@ -68,10 +62,14 @@ class StableDiffusion3Main(PipelineMain):
         """
         for name in self.text_encoders:
             self.component(name, optional=name == "text_encoder_3")
-        device = next(self.pipeline.text_encoder.parameters()).device
         with torch.no_grad():
             embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                list(captions), None, None, device=device, do_classifier_free_guidance=False, **self.call_options
+                list(captions),
+                None,
+                None,
+                device=self.encoder_device(),
+                do_classifier_free_guidance=False,
+                **self.call_options,
             )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 

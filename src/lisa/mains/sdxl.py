@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 from lisa.mains.base import Context
+from lisa.mains.checks import check_prediction
 from lisa.mains.codec import KLCodec
 from lisa.mains.loading import Layout, check_required
 from lisa.mains.pipeline_main import PipelineMain
-from lisa.mains.stable_diffusion import check_pipeline, check_prediction, unet_encoder, unet_forward
+from lisa.mains.stable_diffusion import check_pipeline, unet_encoder, unet_forward
 from lisa.processes.ddpm import DDPMProcess
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -42,10 +43,10 @@ class SDXLMain(PipelineMain):
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's ``encode_prompt``; ``{"encoder_hidden_states": (B, L, D), "text_embeds": (B, P)}``."""
-        first, _ = (self.component(name) for name in _ENCODERS)
+        device, _ = (self.encoder_device(name) for name in _ENCODERS)
         with torch.no_grad():
             embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                list(captions), device=next(first.parameters()).device, do_classifier_free_guidance=False
+                list(captions), device=device, do_classifier_free_guidance=False
             )
         return {"encoder_hidden_states": embeds, "text_embeds": pooled}
 

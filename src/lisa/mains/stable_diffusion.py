@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_prediction, check_vae, scheduler_of
 from lisa.mains.codec import KLCodec
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
-from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess
+from lisa.processes.ddpm import DDPMProcess
 
 # In a UNet's configuration: what it wants beside x_t, the time and the text.
 _MORE_THAN_TEXT = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
@@ -41,9 +42,8 @@ class StableDiffusionMain(PipelineMain):
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's own ``encode_prompt``; ``{"encoder_hidden_states": (B, L, D)}``."""
-        device = next(self.component("text_encoder").parameters()).device
         with torch.no_grad():
-            embeds, _ = self.pipeline.encode_prompt(list(captions), device, 1, False)
+            embeds, _ = self.pipeline.encode_prompt(list(captions), self.encoder_device(), 1, False)
         return {"encoder_hidden_states": embeds}
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, residuals: Any = None) -> Tensor:
@@ -115,27 +115,6 @@ def load_stable_diffusion(source: str, **options: Any) -> StableDiffusionMain:
     return StableDiffusionMain.load(layout, source, **options)
 
 
-def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
-    """Refuse a scheduler whose model predicts something that has no residual here.
-
-    Raises:
-        LisaError: its prediction type is not supported, or it is not of the DDPM family.
-    """
-    prediction = scheduler.get("prediction_type") or "epsilon"
-    if prediction not in DDPM_PREDICTIONS:
-        raise LisaError(
-            f"the main network {source!r} predicts {prediction!r} (prediction_type in its scheduler's configuration), "
-            "which is not supported",
-            "Use a main network that predicts one of these",
-            DDPM_PREDICTIONS,
-        )
-    if "beta_schedule" not in scheduler:
-        raise LisaError(
-            f"the scheduler of {source!r} is a {scheduler.get('_class_name')}, not one of the DDPM family",
-            "Use the scheduler the model was trained with",
-        )
-
-
 def check_pipeline(
     pipeline: Any, source: str, refused: Sequence[str] = _MORE_THAN_TEXT, wanted: str = "Stable Diffusion 1.x or 2.x"
 ) -> None:
@@ -150,10 +129,9 @@ def check_pipeline(
     Raises:
         LisaError: its prediction, its VAE or its UNet is not supported.
     """
-    check_prediction({"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}, source)
+    check_prediction(scheduler_of(pipeline), source)
+    check_vae(pipeline, source)
     unet, vae = pipeline.unet.config, pipeline.vae.config
-    if type(pipeline.vae).__name__ != "AutoencoderKL":
-        raise LisaError(f"the VAE of {source!r} is a {type(pipeline.vae).__name__}", "It must be an AutoencoderKL")
     if unet.in_channels != vae.latent_channels:
         raise LisaError(
             f"the UNet of {source!r} takes {unet.in_channels} channels, its latents have {vae.latent_channels}",

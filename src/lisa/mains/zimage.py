@@ -12,15 +12,9 @@ from lisa.common.errors import LisaError
 from lisa.core.padding import padded, unpadded
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
+from lisa.mains.checks import check_channels, check_encoders, check_flow, check_shifted_vae, scheduler_of
 from lisa.mains.codec import KLCodec
-from lisa.mains.flow import (
-    check_channels,
-    check_encoders,
-    check_flow,
-    check_scheduler_in_memory,
-    check_vae,
-    flow_process,
-)
+from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
 from lisa.mains.pipeline_main import PipelineMain
 
@@ -49,7 +43,7 @@ class ZImageMain(PipelineMain):
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's own ``encode_prompt``, whose list is padded: ``cap_feats`` (B, 512, D), ``cap_mask``."""
-        device = next(self.component("text_encoder").parameters()).device
+        device = self.encoder_device()
         with torch.no_grad():  # a list of its own: the pipeline writes into it
             texts, _ = self.pipeline.encode_prompt(list(captions), device, False, max_sequence_length=TEXT_LENGTH)
         features, mask = padded(texts, TEXT_LENGTH)
@@ -96,11 +90,11 @@ def load_zimage(source: str, **options: Any) -> ZImageMain:
 
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_scheduler_in_memory(pipeline, source)
-    check_vae(pipeline, source)
+    check_flow(scheduler_of(pipeline), source)
+    check_shifted_vae(pipeline, source)
     check_encoders(pipeline, source, ZImageMain.text_encoders)
     config = pipeline.transformer.config
-    check_channels(pipeline, source, config.in_channels, config.in_channels)
+    check_channels(source, config.in_channels, config.in_channels, pipeline.vae.config.latent_channels)
     if config.siglip_feat_dim is not None:
         raise LisaError(
             f"the transformer of {source!r} reads pictures too (siglip_feat_dim={config.siglip_feat_dim})",
