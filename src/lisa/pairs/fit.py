@@ -32,16 +32,24 @@ def misfit(main: MainNetwork, why: str) -> LisaError:
     )
 
 
-def refuse_stacking(options: SideOptions, kind: str) -> None:
-    """Refuse several conditions at once for a side network that reads the latent of one.
+def refuse_stacking(
+    options: SideOptions, kind: str, reads: str = "the latent of one picture", instead: str = ""
+) -> None:
+    """Refuse several conditions at once for a side network that reads one.
+
+    Args:
+        options: what was asked for.
+        kind: class of the side network.
+        reads: what it reads.
+        instead: what else can be done about it.
 
     Raises:
         LisaError: ``options`` ask for more than one.
     """
     if options.conditions != 1:
         raise LisaError(
-            f"{options.conditions} conditions stacked: a {kind} reads the latent of one picture",
-            "Train one side network per condition",
+            f"{options.conditions} stacked conditions: a {kind} reads {reads}",
+            f"Train one side network per condition{instead}",
         )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.flux import load_flux
 from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
-from lisa.pairs.fit import check_same, misfit
-from lisa.sides.base import SideNetwork
+from lisa.pairs.fit import check_same, misfit, refuse_stacking
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.flux import FluxControlNetSide
 
 
@@ -32,6 +32,11 @@ def check_flux_fits(main: MainNetwork, side: SideNetwork) -> None:
         side.settle(main.network)
 
 
+def _make(main: MainNetwork, options: SideOptions) -> FluxControlNetSide:
+    refuse_stacking(options, FluxControlNetSide.kind)
+    return FluxControlNetSide.from_main(main.network, options)
+
+
 def _pipeline(main: MainNetwork, module: nn.Module) -> Any:
     from diffusers import FluxControlNetPipeline
 
@@ -50,7 +55,7 @@ FLUX_CONTROLNET = PairSpec(
     main_kind="FluxTransformer2DModel",
     side_kind="FluxControlNetModel",
     load_main=load_flux,
-    make_side=lambda main, options: FluxControlNetSide.from_main(main.network, options),
+    make_side=_make,
     load_side=FluxControlNetSide.from_folder,
     check_fit=check_flux_fits,
     pipeline=_pipeline,

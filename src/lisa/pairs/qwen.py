@@ -10,8 +10,8 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.qwen import EMPTY, load_qwen_image
 from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
-from lisa.pairs.fit import check_same, misfit
-from lisa.sides.base import SideNetwork
+from lisa.pairs.fit import check_same, misfit, refuse_stacking
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.qwen import QwenImageControlNetSide
 
 _SAME = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "axes_dims_rope")
@@ -29,6 +29,11 @@ def check_qwen_fits(main: MainNetwork, side: SideNetwork) -> None:
         raise misfit(main, f"it takes {extra} channels beside the condition's latent (inpainting)")
     if isinstance(side, QwenImageControlNetSide):
         side.settle(main.network)
+
+
+def _make(main: MainNetwork, options: SideOptions) -> QwenImageControlNetSide:
+    refuse_stacking(options, QwenImageControlNetSide.kind)
+    return QwenImageControlNetSide.from_main(main.network, options)
 
 
 def _pipeline(main: MainNetwork, module: nn.Module) -> Any:
@@ -49,7 +54,7 @@ QWEN_CONTROLNET = PairSpec(
     main_kind="QwenImageTransformer2DModel",
     side_kind=QwenImageControlNetSide.kind,
     load_main=load_qwen_image,
-    make_side=lambda main, options: QwenImageControlNetSide.from_main(main.network, options),
+    make_side=_make,
     load_side=QwenImageControlNetSide.from_folder,
     check_fit=check_qwen_fits,
     pipeline=_pipeline,

@@ -10,9 +10,9 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.sd3 import load_sd3
 from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
-from lisa.pairs.fit import check_same, misfit
+from lisa.pairs.fit import check_same, misfit, refuse_stacking
 from lisa.pairs.shell import shell_of
-from lisa.sides.base import SideNetwork
+from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.sd3 import SD3ControlNetSide
 
 
@@ -31,6 +31,11 @@ def check_sd3_fits(main: MainNetwork, side: SideNetwork) -> None:
         raise misfit(main, f"it takes {extra} channels beside the condition's latent (inpainting)")
     if isinstance(side, SD3ControlNetSide):
         side.settle(main.network)
+
+
+def _make(main: MainNetwork, options: SideOptions) -> SD3ControlNetSide:
+    refuse_stacking(options, SD3ControlNetSide.kind)
+    return SD3ControlNetSide.from_main(main.network, options)
 
 
 def _pipeline(main: MainNetwork, module: nn.Module) -> Any:
@@ -62,7 +67,7 @@ SD3_CONTROLNET = PairSpec(
     main_kind="SD3Transformer2DModel",
     side_kind="SD3ControlNetModel",
     load_main=load_sd3,
-    make_side=lambda main, options: SD3ControlNetSide.from_main(main.network, options),
+    make_side=_make,
     load_side=SD3ControlNetSide.from_folder,
     check_fit=check_sd3_fits,
     pipeline=_pipeline,

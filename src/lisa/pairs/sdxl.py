@@ -10,7 +10,7 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.sdxl import load_sdxl
 from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
-from lisa.pairs.fit import check_same, refuse_depth
+from lisa.pairs.fit import check_same, refuse_depth, refuse_stacking
 from lisa.pairs.stable_diffusion import UNET_DEPTH, check_controlnet_fits, make_controlnet
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
@@ -44,7 +44,9 @@ def check_sdxl_controlnet_fits(main: MainNetwork, side: SideNetwork) -> None:
 
 def _make_union(main: MainNetwork, options: SideOptions) -> ControlNetUnionSide:
     refuse_depth(options, ControlNetUnionSide.kind, UNET_DEPTH)
-    return ControlNetUnionSide.from_main(main.network, main.latent_factor, options.condition_channels)
+    instead = ", or choose the pair sdxl-controlnet"
+    refuse_stacking(options, ControlNetUnionSide.kind, "one picture per kind of condition", instead)
+    return ControlNetUnionSide.from_main(main.network, main.latent_factor)
 
 
 def _controlnet_pipeline(main: MainNetwork, module: nn.Module) -> Any:

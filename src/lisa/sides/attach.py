@@ -16,7 +16,7 @@ from lisa.core.feature_tap import Select
 from lisa.core.layers import DryRun, unwrapped
 from lisa.core.residual import SignalToNoise
 from lisa.sides import flux, hunyuan, qwen, sana, sd3, zimage
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 _T = TypeVar("_T")
 
@@ -119,7 +119,7 @@ def _known(network: nn.Module, table: Mapping[str, _T]) -> _T | None:
 
 def _run_controlnet(network: Any) -> tuple[int, int]:
     """``ControlNetModel`` of SD 1.x, 2.x and SDXL."""
-    latent, zeros = _latent_side(network), _zeros_like(network)
+    latent, zeros = _latent_side(network), zeros_like(network)
     pixels = zeros(1, network.config.conditioning_channels, *[latent * _condition_factor(network)] * 2)
     _call(network, latent, zeros, controlnet_cond=pixels)
     return latent, latent
@@ -127,7 +127,7 @@ def _run_controlnet(network: Any) -> tuple[int, int]:
 
 def _run_union(network: Any) -> tuple[int, int]:
     """``ControlNetUnionModel``: a list of conditions, each with its kind."""
-    latent, zeros = _latent_side(network), _zeros_like(network)
+    latent, zeros = _latent_side(network), zeros_like(network)
     pixels = zeros(1, network.config.conditioning_channels, *[latent * _condition_factor(network)] * 2)
     kinds = zeros(1, network.config.num_control_type)
     _call(network, latent, zeros, controlnet_cond=[pixels], control_type=kinds, control_type_idx=[0])
@@ -137,7 +137,7 @@ def _run_union(network: Any) -> tuple[int, int]:
 def _run_adapter(network: Any) -> tuple[int, int]:
     """``T2IAdapter``: it reads the condition alone. An XL adapter's first map is at half the latent's size."""
     config, pixels = network.config, 2 * network.total_downscale_factor
-    network(_zeros_like(network)(1, config.in_channels, pixels, pixels))
+    network(zeros_like(network)(1, config.in_channels, pixels, pixels))
     factor = config.downscale_factor // (2 if config.adapter_type == "full_adapter_xl" else 1)
     return pixels // factor, pixels // factor
 
@@ -173,15 +173,6 @@ def _latent_side(network: Any) -> int:
 
 def _condition_factor(network: Any) -> int:
     return int(2 ** (len(network.config.conditioning_embedding_out_channels) - 1))
-
-
-def _zeros_like(network: nn.Module) -> Callable[..., Tensor]:
-    parameter = next(network.parameters())
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-
-    return zeros
 
 
 # A new kind is one function and one line.

@@ -11,11 +11,13 @@ from torch import nn
 from lisa.common.errors import LisaError
 from lisa.sides.base import SideOptions
 
-#: Attention and feed-forward layers of blocks that carry image and text tokens side by side.
-LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-)
+#: The linear layers of an attention, and of one over image and text tokens side by side, by the ends of their names.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+#: Those of a feed-forward.
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+#: Those of blocks that carry image and text tokens side by side.
+LORA_TARGETS = (*JOINT_ATTENTION, *FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2")
 
 #: (blocks of the side network, blocks of the main network) -> numbers of the side's blocks that the main one takes up
 Entered = Callable[[int, int], set[int]]
@@ -28,14 +30,8 @@ def choose_depth(options: SideOptions, blocks: int, entered: Entered, custom: in
     network would reach nothing.
 
     Raises:
-        LisaError: such a depth was asked for (the message lists the others), or more than one condition, of which the
-            pipelines of these families encode one only.
+        LisaError: such a depth was asked for (the message lists the others).
     """
-    if options.conditions != 1:
-        raise LisaError(
-            f"{options.conditions} stacked conditions for a side network that reads latents",
-            "The pipelines of this family encode one picture; train one side network per condition",
-        )
     possible = [depth for depth in range(1, blocks + 1) if entered(depth, blocks) == set(range(depth))]
     if not possible:
         raise LisaError(f"a main network of {blocks} blocks has none that a control could enter after")

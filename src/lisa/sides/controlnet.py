@@ -10,6 +10,7 @@ from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer
+from lisa.sides.blocks import ATTENTION, FEED_FORWARD
 from lisa.sides.layers import layer_names
 from lisa.sides.original import original_controlnet_names
 
@@ -19,7 +20,7 @@ _EMBEDDING_CHANNELS = (16, 32, 96, 256)
 _ADDED = ("text_embeds", "time_ids")
 # Attention, feed-forward and residual blocks: most of a UNet's encoder that is not embeddings.
 _LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *(*ATTENTION, *FEED_FORWARD, "proj_in", "proj_out"),
     *("conv1", "conv2", "conv_shortcut"),
 )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lisa.core.packing import pack
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
 from lisa.sides.blocks import LORA_TARGETS, choose_depth, freeze_text_end, freeze_unused, lent_config
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 _DEPTH = 4  # double blocks; diffusers' own custom
 _PATCH = 2  # cells of the latent per token side
@@ -40,7 +39,7 @@ class FluxControlNetSide(DiffusersSide):
         """A copy of the main network's first double blocks (four, unless ``options`` say otherwise), no single ones.
 
         Raises:
-            LisaError: blocks of that depth would reach nothing, or several conditions are stacked.
+            LisaError: blocks of that depth would reach nothing.
         """
         from diffusers import FluxControlNetModel
 
@@ -100,11 +99,7 @@ class FluxControlNetSide(DiffusersSide):
 
 def run_flux_controlnet(network: Any) -> tuple[int, int]:
     """A dry run for ``lisa.attach``: two by two tokens, eight of text."""
-    config, parameter = network.config, next(network.parameters())
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-
+    config, zeros = network.config, zeros_like(network)
     network(
         zeros(1, 4, config.in_channels),
         zeros(1, 4, config.in_channels),

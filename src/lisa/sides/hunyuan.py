@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer
+from lisa.sides.blocks import ATTENTION, FEED_FORWARD
 from lisa.sides.copying import common_configuration, copy_weights
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 
 class HunyuanControlNetSide(DiffusersSide):
@@ -18,7 +18,7 @@ class HunyuanControlNetSide(DiffusersSide):
 
     kind = "HunyuanDiT2DControlNetModel"
     reads = "latents"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    lora_targets = (*ATTENTION, *FEED_FORWARD)
 
     @classmethod
     def from_main(cls, network: nn.Module) -> HunyuanControlNetSide:
@@ -65,12 +65,8 @@ class HunyuanControlNetSide(DiffusersSide):
 
 def run_on_zeros(network: Any) -> tuple[int, int]:
     """One forward of a ``HunyuanDiT2DControlNetModel``: the size of its latent."""
-    config, like = network.config, next(network.parameters())
+    config, zeros = network.config, zeros_like(network)
     side = 2 * config.patch_size
-
-    def zeros(*shape: int) -> Tensor:
-        return like.new_zeros(shape)
-
     network(
         zeros(1, config.in_channels, side, side),
         zeros(1),
@@ -80,7 +76,7 @@ def run_on_zeros(network: Any) -> tuple[int, int]:
         encoder_hidden_states_t5=zeros(1, config.text_len_t5, config.cross_attention_dim_t5),
         text_embedding_mask_t5=zeros(1, config.text_len_t5),
         image_meta_size=zeros(1, 6),
-        style=torch.zeros(1, dtype=torch.int64, device=like.device),
+        style=zeros(1).long(),
         return_dict=False,
     )
     return side, side

@@ -1,8 +1,14 @@
-"""Layer names of side networks: ``down.5``, ``mid``, ``block.3``. Told by attribute, so nothing heavy is imported."""
+"""Layer names of side networks: ``down.5``, ``mid``, ``block.3``. Told by attribute, so nothing heavy is imported.
+
+And what a dry run by which their strides are measured begins with.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 
 # (friendly name, path): a ModuleList gives name.0, name.1, ...; a single module gives the bare name. What follows a *
 # lies inside each module of the list.
@@ -29,3 +35,13 @@ def layer_names(side_network: nn.Module) -> dict[str, str]:
         elif isinstance(module, nn.Module):
             names[friendly] = path
     return names
+
+
+def zeros_like(network: nn.Module) -> Callable[..., Tensor]:
+    """Makes zeros of a shape, of the type and on the device of ``network``: what it is run on to see what it gives."""
+    parameter = next(network.parameters())
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+
+    return zeros

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from lisa.core.packing import pack
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
-from lisa.sides.blocks import choose_depth, freeze_unused
+from lisa.sides.blocks import JOINT_ATTENTION, choose_depth, freeze_unused
 from lisa.sides.copying import common_configuration, copy_weights
 from lisa.sides.flux import entered  # Qwen-Image takes control up in equal runs too
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 _DEPTH = 5  # diffusers' own custom
 _PATCH = 2  # cells of the latent per token side
@@ -24,7 +24,7 @@ class QwenImageControlNetSide(DiffusersSide):
     kind = "QwenImageControlNetModel"
     reads = "latents"
     lora_targets = (
-        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *JOINT_ATTENTION,
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
 
@@ -39,7 +39,7 @@ class QwenImageControlNetSide(DiffusersSide):
         diffusers' own ``from_transformer`` leaves the norm of the text (``txt_norm``) as it is built.
 
         Raises:
-            LisaError: blocks of that depth would reach nothing, or several conditions are stacked.
+            LisaError: blocks of that depth would reach nothing.
         """
         from diffusers import QwenImageControlNetModel as Kind
 
@@ -90,12 +90,12 @@ def freeze_text_end(block: Any) -> None:
 
 def run_on_zeros(network: Any) -> tuple[int, int]:
     """One forward of a ``QwenImageControlNetModel``: the size of its latent."""
-    config, like = network.config, next(network.parameters())
+    config, zeros = network.config, zeros_like(network)
     network(
-        hidden_states=like.new_zeros(1, 4, config.in_channels),
-        controlnet_cond=like.new_zeros(1, 4, config.in_channels + config.extra_condition_channels),
-        encoder_hidden_states=like.new_zeros(1, 8, config.joint_attention_dim),
-        timestep=like.new_zeros(1),
+        hidden_states=zeros(1, 4, config.in_channels),
+        controlnet_cond=zeros(1, 4, config.in_channels + config.extra_condition_channels),
+        encoder_hidden_states=zeros(1, 8, config.joint_attention_dim),
+        timestep=zeros(1),
         img_shapes=[(1, 2, 2)],
         return_dict=False,
     )

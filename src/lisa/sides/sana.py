@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer
+from lisa.sides.blocks import ATTENTION
 from lisa.sides.copying import common_configuration, copy_weights
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 _DEPTH = 7  # diffusers' own custom
 
@@ -20,7 +21,7 @@ class SanaControlNetSide(DiffusersSide):
 
     kind = "SanaControlNetModel"
     reads = "latents"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.conv_inverted", "ff.conv_point")
+    lora_targets = (*ATTENTION, "ff.conv_inverted", "ff.conv_point")
 
     @classmethod
     def from_main(cls, network: Any, depth: int | None = None) -> SanaControlNetSide:
@@ -67,9 +68,9 @@ class SanaControlNetSide(DiffusersSide):
 
 def run_on_zeros(network: Any) -> tuple[int, int]:
     """One forward of a ``SanaControlNetModel``: the size of its latent."""
-    config, like = network.config, next(network.parameters())
+    config, zeros = network.config, zeros_like(network)
     side = 2 * config.patch_size
-    latent = like.new_zeros(1, config.in_channels, side, side)
-    text = like.new_zeros(1, 8, config.caption_channels)
-    network(latent, text, timestep=like.new_zeros(1), controlnet_cond=latent, return_dict=False)
+    latent = zeros(1, config.in_channels, side, side)
+    text = zeros(1, 8, config.caption_channels)
+    network(latent, text, timestep=zeros(1), controlnet_cond=latent, return_dict=False)
     return side, side

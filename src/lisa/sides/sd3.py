@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
 from lisa.sides.blocks import LORA_TARGETS, choose_depth, freeze_text_end, freeze_unused, lent_config
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 
 def entered(depth: int, blocks: int) -> set[int]:
@@ -45,7 +45,7 @@ class SD3ControlNetSide(DiffusersSide):
         """A copy of the main network's first blocks: half of them, unless ``options`` say otherwise.
 
         Raises:
-            LisaError: blocks of that depth would reach nothing, or several conditions are stacked.
+            LisaError: blocks of that depth would reach nothing.
         """
         from diffusers import SD3ControlNetModel
 
@@ -97,11 +97,7 @@ class SD3ControlNetSide(DiffusersSide):
 
 def run_sd3_controlnet(network: Any) -> tuple[int, int]:
     """A dry run for ``lisa.attach``: two by two tokens."""
-    config, parameter = network.config, next(network.parameters())
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-
+    config, zeros = network.config, zeros_like(network)
     side = 2 * config.patch_size
     network(
         zeros(1, 4, network.inner_dim) if network.pos_embed is None else zeros(1, config.in_channels, side, side),

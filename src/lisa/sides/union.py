@@ -58,20 +58,14 @@ class ControlNetUnionSide(ControlNetSide):
         return {"control_mode": self.control_type}
 
     @classmethod
-    def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> ControlNetUnionSide:
+    def from_main(cls, network: nn.Module, latent_factor: int) -> ControlNetUnionSide:
         """A copy of the main network's encoder; see :meth:`ControlNetSide.from_main`.
 
         Raises:
-            LisaError: several stacked conditions, a latent factor without a condition embedding, or a main network that
-                cannot be copied.
+            LisaError: a latent factor without a condition embedding, or a main network that cannot be copied.
         """
         from diffusers import ControlNetUnionModel
 
-        if conditioning_channels != 3:
-            raise LisaError(
-                "a ControlNetUnionModel reads one picture per kind of condition, not several stacked ones",
-                "Train one per condition, or choose the pair sdxl-controlnet",
-            )
         # Not by from_unet, which makes only networks whose first block is 320 wide, and leaves out add_embedding.
         width = network.config.block_out_channels[0]
         config = common_configuration(

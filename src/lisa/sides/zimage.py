@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -14,8 +13,9 @@ from lisa.common.errors import LisaError
 from lisa.core.padding import unpadded
 from lisa.core.precision import in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
+from lisa.sides.blocks import ATTENTION
 from lisa.sides.copying import common_configuration, copy_weights
-from lisa.sides.layers import layer_names
+from lisa.sides.layers import layer_names, zeros_like
 
 _PATCH = 2  # cells of the latent per token side, as the pipelines call the network
 _EVERY = 5  # one control layer for so many of the main network's: the custom of the public ones
@@ -37,10 +37,7 @@ class ZImageControlNetSide(DiffusersSide):
 
     kind = "ZImageControlNetModel"
     reads = "latents"
-    lora_targets = (
-        *("to_q", "to_k", "to_v", "to_out.0"),
-        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
-    )
+    lora_targets = (*ATTENTION, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -141,11 +138,10 @@ def image_tokens(feature: Tensor, size: tuple[int, int]) -> Tensor:
 
 def run_on_zeros(network: Any) -> tuple[int, int]:
     """One forward of a ``ZImageControlNetModel`` that has been made to share a main network's modules."""
-    config, like, side = network.config, next(network.parameters()), 2 * _PATCH
+    config, zeros, side = network.config, zeros_like(network), 2 * _PATCH
     if network.t_embedder is None:
         raise ValueError("it shares no main network's modules yet (from_transformer)")
     channels = network.all_x_embedder["2-1"].in_features // _PATCH**2
-    latent = torch.zeros(channels, 1, side, side, dtype=like.dtype, device=like.device)
-    text = like.new_zeros(8, network.cap_embedder[1].in_features)
-    network([latent], like.new_zeros(1), [text], [like.new_zeros(config.control_in_dim, 1, side, side)])
+    latent, text = zeros(channels, 1, side, side), zeros(8, network.cap_embedder[1].in_features)
+    network([latent], zeros(1), [text], [zeros(config.control_in_dim, 1, side, side)])
     return side, side
