@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
+import lisa
 from lisa.cli.common import quiet_libraries
 from lisa.common.runfolder import RunFolder
 from lisa.train.step import ControlStep
@@ -50,6 +51,11 @@ def settings(out: Path, model: Path, **changes: Any) -> dict[str, Any]:
         section, _, key = name.rpartition("__")
         (raw.setdefault(section, {}) if section else raw)[key] = value
     return raw
+
+
+def train(*args: Any, **changes: Any) -> dict[str, Any] | None:
+    """A training with :func:`settings`."""
+    return lisa.train(settings(*args, **changes), quiet=True)
 
 
 def arguments(raw: dict[str, Any]) -> list[str]:
