@@ -12,13 +12,14 @@ two passes; what cannot is refused. ``docs/families.md`` lists which is which.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lisa.common.errors import LisaError
+from lisa.core.replacing import replaced
 
 _SEPARATE = "train with share_prior=false"
 
@@ -74,7 +75,7 @@ class SharedPrefix:
                         # not be in what is kept.
                         stack.callback(module.register_forward_hook(self._keep, prepend=True).remove)
                     else:
-                        _replace(module, "_compiled_call_impl", self._keeping(module), stack)
+                        stack.enter_context(replaced(module, "_compiled_call_impl", self._keeping(module)))
                 yield
             missing = [type(m).__name__ for m in self.modules if id(m) not in self._outputs]
             if missing:
@@ -94,7 +95,7 @@ class SharedPrefix:
         with ExitStack() as stack:
             stack.callback(self.forget)
             for module in self.modules:
-                self._stub(module, self._outputs[id(module)], stack)
+                stack.enter_context(self._stub(module, self._outputs[id(module)]))
             yield
 
     @property
@@ -121,7 +122,7 @@ class SharedPrefix:
         return keeping
 
     @staticmethod
-    def _stub(module: nn.Module, output: Any, stack: ExitStack) -> None:
+    def _stub(module: nn.Module, output: Any) -> AbstractContextManager[None]:
         """Replace what runs the module: the instance's ``forward``, or its compiled call, hooks and all."""
 
         def replayed(*args: Any, **kwargs: Any) -> Any:
@@ -134,7 +135,7 @@ class SharedPrefix:
                 )
             return output
 
-        _replace(module, "forward" if module._compiled_call_impl is None else "_compiled_call_impl", replayed, stack)
+        return replaced(module, "forward" if module._compiled_call_impl is None else "_compiled_call_impl", replayed)
 
 
 def check_hooks(network: nn.Module) -> None:
@@ -158,16 +159,6 @@ def check_hooks(network: nn.Module) -> None:
                     "back again before the backward pass needs them",
                     "Load it without, in bfloat16 where memory is short",
                 )
-
-
-def _replace(module: nn.Module, name: str, value: Any, stack: ExitStack) -> None:
-    """Set an attribute of an instance until ``stack`` unwinds, which puts back whatever was there."""
-    own = module.__dict__  # offloading hooks set an instance's forward too
-    if name in own:
-        stack.callback(setattr, module, name, own[name])
-    else:
-        stack.callback(delattr, module, name)
-    setattr(module, name, value)
 
 
 _FREEU = ("s1", "s2", "b1", "b2")

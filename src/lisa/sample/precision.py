@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lisa.core.replacing import replaced
+
 
 @contextmanager
 def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
@@ -49,10 +51,10 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
 
     with ExitStack() as stack:
         if autocast or _weight(control).dtype != like.dtype:
-            stack.enter_context(_replaced(control, "forward", controlled))
+            stack.enter_context(replaced(control, "forward", controlled(control.forward)))
         if _weight(vae).dtype != like.dtype:
             for name in ("encode", "decode"):
-                stack.enter_context(_replaced(vae, name, coded))
+                stack.enter_context(replaced(vae, name, coded(getattr(vae, name))))
         stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
@@ -69,17 +71,3 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     return pytree.tree_map_only(Tensor, cast, values)
-
-
-@contextmanager
-def _replaced(module: nn.Module, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """The method ``name`` of this one instance, made anew from what it was."""
-    has_own, own = name in module.__dict__, module.__dict__.get(name)
-    module.__dict__[name] = make(getattr(module, name))
-    try:
-        yield
-    finally:
-        if has_own:
-            module.__dict__[name] = own
-        else:
-            del module.__dict__[name]
