@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tiny_text
 from conformance.row import CAPTIONS, Row
+from conformance.tiny_sd3 import make_vae
 from lisa.sides.base import SideOptions
 from lisa.sides.zimage import image_tokens
 
@@ -36,31 +37,13 @@ def make_transformer(**changes: Any) -> Any:
     return model
 
 
-def make_vae() -> Any:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(1)
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
 def make_pipeline(scheduler: Any = None, **changes: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
     tokenizer, text_encoder = tiny_text.qwen3()
     pipeline = ZImagePipeline(
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=make_vae(),
+        vae=make_vae(shift=0.1159, scaling=0.3611),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=make_transformer(**changes),
