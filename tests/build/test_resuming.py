@@ -95,6 +95,23 @@ def test_interrupted_equals_uninterrupted(sd_small, tmp_path, monkeypatch, done_
     assert [e["reason"] for e in RunFolder(parts).read_events("stopped")] == ["SIGTERM", "SIGINT"]
 
 
+def test_interrupted_equals_uninterrupted_with_every_way_to_align(sd_small, tmp_path, monkeypatch):
+    """The teacher's average and the balance's norms belong to a checkpoint; the warm-up ends where it would."""
+    ways = {"balanced": True, "teacher": 0.5, "teacher_decay": 0.5, "warmup": 2, "noises": 2, "decoder_channels": 16}
+    changes = {"train__steps": 5, **{f"align__{name}": value for name, value in ways.items()}}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, sd_small, **changes)
+    assert ["mse" in event for event in runs.events(whole, "train")] == [False, False, True, True, True]
+    for stop in (1, 4):
+        with monkeypatch.context() as patch:
+            runs.signal_at(patch, stop, signal.SIGTERM)
+            assert train(parts, sd_small, **changes, resume="latest") is None
+    assert train(parts, sd_small, **changes, resume="latest")["steps"] == 5
+    runs.assert_same(whole, parts)
+    decoder = load_file(next((parts / "checkpoints").iterdir()) / "decoder.safetensors")
+    assert float(decoder["balances.down_5.count"]) > 0 and decoder["decoders.down_5.out.weight"].shape[1] == 16
+
+
 def test_killed_without_warning_and_without_a_cache(sd_small, tmp_path, monkeypatch):
     """A crash after the checkpoint of step 2: later steps are computed and recorded again, once. Uncached as cached."""
     changes = {"train__steps": 4, "log__checkpoint_every": 2, "log__held_out_every": 3, "data__crop": "random"}

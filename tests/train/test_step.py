@@ -5,34 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tiny
-from lisa.core.meter import LearningMeter
-from lisa.core.schedule import make_schedule
+from control_steps import MOMENTS, batch, make
 from lisa.processes.draws import Draws
-from lisa.sides.attach import attach
-from lisa.train.dataset import Batch
-from lisa.train.step import ControlStep, drop_captions
-
-MOMENTS = torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def batch(visits=(4, 9, 11)):
-    generator = torch.Generator().manual_seed(0)
-    text = (tiny.WORDS, tiny.TEXT_WIDTH)
-    return Batch(
-        list(visits),
-        MOMENTS,
-        torch.rand(3, 3, 32, 32, generator=generator),
-        {"encoder_hidden_states": torch.randn(3, *text, generator=generator)},
-        {"encoder_hidden_states": torch.zeros(1, *text)},
-    )
-
-
-def make(sd_small, *, aligned=True, dropout=0.5, schedule="constant", **options):
-    pair = tiny.make_pair(sd_small, **options)
-    aligner = attach(pair.side.module, "down.5", out_channels=4, stride=2) if aligned else None
-    weights = make_schedule(schedule, 0.2, 10) if aligned else None
-    return ControlStep(pair, aligner, aligner, weights, LearningMeter(), Draws(0), dropout)
+from lisa.train.step import AlignmentOptions, drop_captions
 
 
 def test_both_arms_see_the_same(sd_small):
@@ -134,7 +109,7 @@ def test_the_weight_follows_the_schedule(sd_small):
 def test_the_shuffled_arm_aligns_with_the_residual_of_another_sample(sd_small):
     """Everything else is the same, to the last bit: it differs by what the decoder is asked for alone."""
     own, shuffled = make(sd_small), make(sd_small)
-    shuffled.shuffled = True
+    shuffled.options = AlignmentOptions(shuffled=True)
     asked = {}
     for name, step in (("own", own), ("shuffled", shuffled)):
         given = step.align

@@ -31,6 +31,8 @@ from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
 from lisa.train.config import DataSettings, ModelSettings, TrainConfig
 from lisa.train.loop import ClipGroup
+from lisa.train.step import AlignmentOptions
+from lisa.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,13 @@ def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner 
     return aligner, schedule
 
 
+def alignment_options(config: TrainConfig, pair: Pair) -> AlignmentOptions:
+    """How steps are aligned beside weight and schedule. After the side network is where it is trained."""
+    settings = config.align
+    teacher = Teacher(pair, settings.teacher, settings.teacher_decay) if settings.active and settings.teacher else None
+    return AlignmentOptions(settings.target == "shuffled", settings.noises, settings.warmup, teacher)
+
+
 def _attach(pair: Pair, layers: str | list[str], config: TrainConfig) -> LikelihoodAligner:
     settings, strides = config.align, {layer.name: layer.stride for layer in pair.side.layers()}
     wanted = [layers] if isinstance(layers, str) else layers
@@ -178,6 +187,8 @@ def _attach(pair: Pair, layers: str | list[str], config: TrainConfig) -> Likelih
         x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
         snr=pair.main.process.snr_of_decoder_time,
         prediction=pair.main.process.prediction,
+        balanced=settings.balanced,
+        decoder_channels=settings.decoder_channels,
     )
 
 

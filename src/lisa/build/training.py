@@ -117,6 +117,7 @@ def _assemble(
         num_warmup_steps=min(settings.warmup, settings.steps),
         num_training_steps=settings.steps,
     )
+    options = parts.alignment_options(config, pair)
     align = _prepare(accelerator, pair, aligner)
     optimizer = accelerator.prepare(optimizer)
     ema, final_weights = _moving_average(config, pair)
@@ -125,19 +126,19 @@ def _assemble(
         pair, aligner, schedule, held_data, draws, config.log.held_out_levels, settings.batch_size, accelerator
     )
     events = cb.EventLog(run_folder, config.log.every)
-    kept = [state, scheduler, Shares(meter, accelerator), Shares(events, accelerator), held_out, schedule, ema]
+    kept = [
+        state,
+        scheduler,
+        Shares(meter, accelerator),
+        Shares(events, accelerator),
+        held_out,
+        schedule,
+        ema,
+        options.teacher,
+    ]
     accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
     results = Results(config, run_folder, accelerator, pair, data)
-    control_step = ControlStep(
-        pair,
-        aligner,
-        align,
-        schedule,
-        meter,
-        draws,
-        settings.caption_dropout,
-        shuffled=config.align.target == "shuffled",
-    )
+    control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout, options)
     checkpoints = Checkpoints(
         run_folder, accelerator, _exports(results, state, aligner, final_weights), config.log.checkpoint_limit
     )

@@ -8,7 +8,8 @@ For a loop of one's own::
     loss = mse(controlled, target) + terms.loss
 """
 
-from lisa.core.aligner import REFERENCE_WEIGHT, LikelihoodAligner, attach
+from lisa.core.aligner import REFERENCE_WEIGHT, LikelihoodAligner
+from lisa.core.attaching import attach
 from lisa.core.decoder import LikelihoodDecoder, to_map
 from lisa.core.feature_tap import FeatureTap
 from lisa.core.held_out import ConditionGap, OnsetDetector, SampleSums, condition_gap, derangement

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from lisa.common.errors import LisaError, choose
-from lisa.core.decoder import LikelihoodDecoder
-from lisa.core.feature_tap import TAPS, FeatureTap, Select
-from lisa.core.layers import DryRun, given_strides, layer_sizes, resolve_path, same_randomness, unwrapped
-from lisa.core.residual import (
-    NoiseLevelWeighting,
-    SignalToNoise,
-    likelihood_residual,
-    make_weighting,
-    sample_sums,
-    widened,
-)
+from lisa.common.errors import LisaError
+from lisa.core.balance import GradientBalance
+from lisa.core.feature_tap import FeatureTap
+from lisa.core.residual import NoiseLevelWeighting, likelihood_residual, make_weighting, sample_sums, widened
 from lisa.core.terms import AlignmentTerms, idle_terms
 
 REFERENCE_WEIGHT = 0.2
@@ -29,8 +21,9 @@ REFERENCE_WEIGHT = 0.2
 class LikelihoodAligner(nn.Module):
     """Asks a decoder to read the likelihood score off the side network's features.
 
-    Made by :func:`attach`. Its parameters are the decoders' only: give them to the optimiser. The side network is not
-    a submodule. ``weight`` may be set at any time; at 0 nothing is caught, nothing computed, and no prior is needed.
+    Made by :func:`lisa.core.attach`. Its parameters are the decoders' only: give them to the optimiser. The side
+    network is not a submodule. ``weight`` may be set at any time; at 0 nothing is caught, nothing computed, and no
+    prior is needed.
 
     Args:
         taps: by layer name, where features are caught.
@@ -38,6 +31,8 @@ class LikelihoodAligner(nn.Module):
             decoder the aligner is idle for good.
         weight: of the alignment in the loss, 0 or more.
         weighting: by noise level; plain by default.
+        balanced: ``weight`` is then the ratio of the alignment's gradient to the main loss's at each tapped feature,
+            by the running norms of both (:class:`lisa.core.balance.GradientBalance`).
 
     Raises:
         LisaError: taps and decoders that do not match, a weight that is negative or not a number.
@@ -50,6 +45,7 @@ class LikelihoodAligner(nn.Module):
         *,
         weight: float = REFERENCE_WEIGHT,
         weighting: NoiseLevelWeighting | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if list(taps) != list(decoders):
@@ -58,6 +54,8 @@ class LikelihoodAligner(nn.Module):
         self._keys = _module_keys(decoders)
         self.decoders = nn.ModuleDict({self._keys[layer]: decoder for layer, decoder in decoders.items()})
         self.weighting = weighting if weighting is not None else make_weighting("plain")
+        self._balances = {key: GradientBalance() for key in self._keys.values()} if balanced else {}
+        self.balances = nn.ModuleDict(self._balances)  # buffers, which checkpoints hold
         self._removed = False
         self._weight = 0.0
         self.weight = weight
@@ -141,13 +139,21 @@ class LikelihoodAligner(nn.Module):
         factor = self.weighting(residual, timesteps, learning).detach()
         if sample_weight is not None:
             factor = factor * _per_sample(sample_weight, batch, "sample_weight").to(factor)
-        decoded = {layer: self._decode(layer, feature, residual, timesteps, x_t) for layer, feature in features.items()}
+        scales = {layer: self._scale(layer) for layer in features}
+        decoded = {
+            layer: self._decode(layer, self._watched(layer, feature, scales[layer]), residual, timesteps, x_t)
+            for layer, feature in features.items()
+        }
         errors = {layer: sample_sums(score - residual) for layer, score in decoded.items()}
         error = torch.stack(list(errors.values())).mean(dim=0)
         energy = sample_sums(residual)
         alignment = (factor * error).mean() / residual[0].numel()
+        loss = alignment
+        if self._balances:
+            scaled = torch.stack([scales[layer] * layer_error for layer, layer_error in errors.items()]).mean(dim=0)
+            loss = (factor * scaled).mean() / residual[0].numel()
         return AlignmentTerms(
-            loss=self._weight * alignment,
+            loss=self._weight * loss,
             alignment=alignment.detach(),
             r2=1 - error.detach().sum() / energy.sum(),
             decoded={layer: score.detach() for layer, score in decoded.items()},
@@ -156,6 +162,15 @@ class LikelihoodAligner(nn.Module):
             squared_residual=energy,
             by_layer={layer: 1 - layer_error.detach().sum() / energy.sum() for layer, layer_error in errors.items()},
         )
+
+    def _scale(self, layer: str) -> Tensor | float:
+        """What the layer's error is multiplied with beside the weight."""
+        return self._balances[self._keys[layer]].factor() if self._balances else 1.0
+
+    def _watched(self, layer: str, feature: Tensor, scale: Tensor | float) -> Tensor:
+        if not self._balances:
+            return feature
+        return self._balances[self._keys[layer]].watch(feature, self._weight * scale)
 
     def _decode(self, layer: str, feature: Tensor, residual: Tensor, timesteps: Tensor, x_t: Tensor | None) -> Tensor:
         if feature.shape[0] != residual.shape[0]:
@@ -193,75 +208,6 @@ class LikelihoodAligner(nn.Module):
         self._removed = True
         for tap in self._taps.values():
             tap.remove()
-
-
-def attach(
-    side_network: nn.Module,
-    layer: str | Sequence[str],
-    *,
-    out_channels: int,
-    names: Mapping[str, str] | None = None,
-    stride: int | Sequence[int] | None = None,
-    dry_run: DryRun | None = None,
-    weight: float = REFERENCE_WEIGHT,
-    weighting: str = "plain",
-    tap: str = "input",
-    select: Select | None = None,
-    x_t_channels: int = 0,
-    snr: SignalToNoise | None = None,
-    prediction: str = "epsilon",
-) -> LikelihoodAligner:
-    """Attach an aligner to a side network. Every parameter is built on return, on the side network's device, in fp32.
-
-    The global random generators are left as they were: an arm with an aligner sees the same draws as one without.
-
-    Args:
-        side_network: the network that learns; wrapped by DDP or ``torch.compile`` also does.
-        layer: the layer to align, or several: a name from ``names``, or the dotted path of any module.
-        out_channels: channels of the model's target (4 for Stable Diffusion).
-        names: friendly layer names and the dotted paths they stand for.
-        stride: of the layer's feature against the latent, a power of two; one number, or one per layer. Measured by
-            ``dry_run`` where not given.
-        dry_run: runs one forward of the side network and returns the (height, width) of its latent. Run at most once,
-            in eval mode and without gradients; random state, modes and buffers are put back.
-        weight: of the alignment in the loss. At 0 there is no decoder and no hook, and there never will be.
-        weighting: by noise level: ``plain`` (the reference), ``normalised``, ``min-snr``.
-        tap: the ``input`` or the ``output`` of the layer.
-        select: cuts the image's tokens out of a feature that holds others too: (feature, latent (H, W)) -> feature.
-        x_t_channels: give the decoder the noisy latent of that many channels too; for side networks that do not see it.
-        snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it.
-        prediction: what the model predicts, for weightings that need it.
-
-    Raises:
-        LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride or
-            channels from, an impossible stride, unknown weighting or tap, a bad weight.
-
-    Example:
-        >>> aligner = attach(network, "mid", out_channels=4, names={"mid": "controlnet_mid_block"}, stride=8)
-        >>> optimiser = torch.optim.AdamW([*network.parameters(), *aligner.parameters()])
-    """
-    network = unwrapped(side_network)
-    names = names or {}
-    layers = [layer] if isinstance(layer, str) else list(layer)
-    if not layers or len(set(layers)) < len(layers):
-        raise LisaError(f"cannot align the layers {layers}", "Name at least one layer, and each once")
-    paths = {name: resolve_path(network, name, names) for name in layers}
-    choose("tap", tap, TAPS)
-    check_weight(weight)
-    chosen_weighting = make_weighting(weighting, snr=snr, prediction=prediction)
-    strides = given_strides(layers, stride)
-    if weight == 0:
-        return LikelihoodAligner({}, {}, weight=0.0, weighting=chosen_weighting)
-    sizes = layer_sizes(network, paths, tap, strides, dry_run, select)
-    parameter = next(network.parameters(), torch.zeros(()))
-    with same_randomness(network):
-        decoders = {
-            name: LikelihoodDecoder(channels, out_channels, int(math.log2(size)), x_t_channels=x_t_channels)
-            for name, (channels, size) in sizes.items()
-        }
-    taps = {name: FeatureTap(network, path, tap, name=name, select=select) for name, path in paths.items()}
-    aligner = LikelihoodAligner(taps, decoders, weight=weight, weighting=chosen_weighting)
-    return aligner.to(parameter.device)
 
 
 def check_weight(value: float) -> float:

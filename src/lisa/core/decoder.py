@@ -34,19 +34,32 @@ class LikelihoodDecoder(nn.Module):
         upsamples: doublings from the feature's size to the latent's: log2 of the feature's stride.
         time_channels: size of the sinusoidal embedding of the timestep.
         x_t_channels: where positive, ``forward`` takes the noisy latent too: for side networks that do not see it.
+        min_channels: the halving stops there.
 
     Raises:
         LisaError: a size that is not positive, or an odd ``time_channels``.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, upsamples: int, *, time_channels: int = 256, x_t_channels: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        upsamples: int,
+        *,
+        time_channels: int = 256,
+        x_t_channels: int = 0,
+        min_channels: int = MIN_CHANNELS,
     ) -> None:
         super().__init__()
-        if min(in_channels, out_channels, time_channels) < 1 or min(upsamples, x_t_channels) < 0 or time_channels % 2:
+        if (
+            min(in_channels, out_channels, time_channels, min_channels) < 1
+            or min(upsamples, x_t_channels) < 0
+            or time_channels % 2
+        ):
             raise LisaError(
                 f"a decoder with in_channels={in_channels}, out_channels={out_channels}, upsamples={upsamples}, "
-                f"time_channels={time_channels}, x_t_channels={x_t_channels} cannot be made",
+                f"time_channels={time_channels}, x_t_channels={x_t_channels}, min_channels={min_channels} "
+                "cannot be made",
                 "Channels must be positive, upsamples and x_t_channels not negative, time_channels even",
             )
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -55,7 +68,7 @@ class LikelihoodDecoder(nn.Module):
         self.stages = nn.ModuleList()
         channels = in_channels
         for stage in range(upsamples):
-            narrower = max(channels // 2, MIN_CHANNELS)
+            narrower = max(channels // 2, min_channels)
             kernel = 1 if stage == 0 and channels >= POINTWISE_FROM else 3
             self.stages.append(nn.Conv2d(channels, narrower, kernel, padding=kernel // 2))
             channels = narrower

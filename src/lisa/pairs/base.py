@@ -69,6 +69,17 @@ class Pair:
         finally:  # the side network may fail before anything is replayed
             self.shared.forget()
 
+    def observe(self, inputs: Inputs) -> tuple[Tensor, Any]:
+        """The prior, and the side network's residuals with gradient, without the controlled pass that they are for.
+
+        An aligner has then caught its features: what is needed to align, for less than a plain step costs.
+        """
+        check_hooks(self.main.network)
+        inputs = self._completed(inputs)
+        with torch.no_grad():
+            prior = self._main(inputs)
+        return prior, self._residuals(inputs)
+
     def control(self, inputs: Inputs) -> Tensor:
         """The controlled prediction alone."""
         return self._control(self._completed(inputs))
@@ -86,10 +97,12 @@ class Pair:
             return self.main.forward(inputs.x_t, inputs.t, inputs.context, residuals)
 
     def _control(self, inputs: Inputs, replay: Any = None) -> Tensor:
-        time = self.main.process.model_time(inputs.t)
-        residuals = self.side.forward(inputs.x_t, time, inputs.context, inputs.condition)
+        residuals = self._residuals(inputs)
         with replay if replay is not None else nullcontext():
             return self._main(inputs, residuals)
+
+    def _residuals(self, inputs: Inputs) -> Any:
+        return self.side.forward(inputs.x_t, self.main.process.model_time(inputs.t), inputs.context, inputs.condition)
 
     @property
     def call(self) -> PipelineCall:

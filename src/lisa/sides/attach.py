@@ -12,6 +12,7 @@ from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.core import REFERENCE_WEIGHT, LikelihoodAligner
 from lisa.core import attach as attach_to
+from lisa.core.decoder import MIN_CHANNELS
 from lisa.core.feature_tap import Select
 from lisa.core.layers import DryRun, unwrapped
 from lisa.core.residual import SignalToNoise
@@ -35,6 +36,8 @@ def attach(
     x_t_channels: int = 0,
     snr: SignalToNoise | None = None,
     prediction: str = "epsilon",
+    balanced: bool = False,
+    decoder_channels: int = MIN_CHANNELS,
 ) -> LikelihoodAligner:
     """Attach likelihood score alignment (arXiv 2606.27192) to a side network.
 
@@ -61,6 +64,8 @@ def attach(
         snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it (a process's
             ``snr_of_decoder_time``).
         prediction: what the model predicts, for weightings that need it.
+        balanced: ``weight`` is the ratio of the alignment's gradient to the main loss's at the tapped feature.
+        decoder_channels: the decoder's halving of channels stops there; the reference is 64.
 
     Raises:
         LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride from, an
@@ -88,6 +93,8 @@ def attach(
         x_t_channels=x_t_channels,
         snr=snr,
         prediction=prediction,
+        balanced=balanced,
+        decoder_channels=decoder_channels,
     )
 
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lisa.common.errors import nearest
-from lisa.train.settings import Settings
+from lisa.train.align_settings import AlignSettings
+from lisa.train.settings import Positive, Settings, one_of
 
-Positive = Annotated[int, Field(ge=1)]
 CacheItem = Literal["latents", "text", "conditions"]
 # What train.mixed_precision computes in.
 _COMPUTED_IN = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _one_of(value: str, known: Iterable[str]) -> str:
-    names = list(known)
-    if value not in names:
-        raise ValueError(", ".join(filter(None, [f"must be one of {', '.join(names)}", nearest(value, names)])))
-    return value
 
 
 class ModelSettings(Settings):
@@ -60,7 +51,7 @@ class ModelSettings(Settings):
     def _known_pair(cls, value: str) -> str:
         from lisa.pairs import pair_names
 
-        return _one_of(value, pair_names())
+        return one_of(value, pair_names())
 
 
 class SideSettings(Settings):
@@ -156,40 +147,6 @@ class DataSettings(Settings):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-class AlignSettings(Settings):
-    """Likelihood score alignment; the defaults are the reference's."""
-
-    enabled: bool = Field(True, description="False: the plain baseline, with the same seeds, data order and noise.")
-    layer: str | list[str] | None = Field(None, description="Layer or layers to align; empty: the pair's default.")
-    weight: float = Field(0.2, ge=0, description="Weight of the alignment loss.")
-    target: Literal["likelihood", "shuffled"] = Field(
-        "likelihood",
-        description="What the decoder must read: the sample's own residual, or (a control for comparisons, which must "
-        "not help) that of another sample of the batch.",
-    )
-    weighting: str = Field("plain", description="By noise level: plain, normalised or min-snr.")
-    schedule: str = Field("constant", description="Weight over steps: constant, cosine or until-done.")
-    patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
-    min_delta: float = Field(0.002, ge=0, description="until-done: the smallest rise that counts.")
-
-    @field_validator("weighting", "schedule")
-    @classmethod
-    def _known_name(cls, value: str, info: ValidationInfo) -> str:
-        from lisa.core.residual import weighting_names
-        from lisa.core.schedule import schedule_names
-
-        return _one_of(value, weighting_names() if info.field_name == "weighting" else schedule_names())
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is aligned; else this is the plain baseline."""
-        return self.enabled and self.weight > 0
-
-    def schedule_options(self) -> dict[str, Any]:
-        """Options of the schedule that takes any."""
-        return {"patience": self.patience, "min_delta": self.min_delta} if self.schedule == "until-done" else {}
-
-
 class TrainSettings(Settings):
     """Optimisation."""
 
@@ -281,6 +238,15 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"model.quantize={self.model.quantize} needs a 16-bit type to compute in; set "
                 "train.mixed_precision=bf16 and leave model.dtype empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_controlled(self) -> TrainConfig:
+        if self.align.active and self.align.warmup >= self.train.steps:
+            raise ValueError(
+                f"align.warmup is {self.align.warmup} of {self.train.steps} steps, so nothing would learn to control; "
+                "make it smaller than train.steps"
             )
         return self
 

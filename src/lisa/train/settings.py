@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lisa.common.errors import LisaError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -16,6 +18,14 @@ class Settings(BaseModel):
 
     # On the command line resume=5 and default_caption=7 arrive as numbers.
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+def one_of(value: str, known: Iterable[str]) -> str:
+    """``value``, if it is one of the known names; else what pydantic makes a problem of."""
+    names = list(known)
+    if value not in names:
+        raise ValueError(", ".join(filter(None, [f"must be one of {', '.join(names)}", nearest(value, names)])))
+    return value
 
 
 Model = TypeVar("Model", bound=Settings)

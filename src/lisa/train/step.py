@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,26 @@ from lisa.pairs import Inputs, Pair
 from lisa.processes.draws import Draws
 from lisa.train.dataset import Batch
 from lisa.train.loop import StepOutput
+from lisa.train.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """How a step is aligned, beside weight and schedule.
+
+    Attributes:
+        shuffled: with the residual of the sample before it in the batch: the control arm that shows how much of a gain
+            is owed to the likelihood score, and how much to an extra head.
+        noises: draws of noise and noise level per sample and step that are aligned. Those beyond the first are not
+            controlled, only aligned.
+        warmup: first steps without a controlled pass.
+        teacher: mixes its own prediction into the target that the residual is made of.
+    """
+
+    shuffled: bool = False
+    noises: int = 1
+    warmup: int = 0
+    teacher: Teacher | None = None
 
 
 class ControlStep:
@@ -29,8 +51,7 @@ class ControlStep:
         meter: takes up control gain and decoder R2 while there is a prior.
         draws: keyed random numbers, so that arms with different heads see the same ones.
         caption_dropout: share of captions replaced by the empty one, drawn anew at each visit.
-        shuffled: align each sample with the residual of the one before it in the batch: the control arm that shows how
-            much of a gain is owed to the likelihood score, and how much to an extra head.
+        options: of the alignment.
     """
 
     def __init__(
@@ -42,45 +63,67 @@ class ControlStep:
         meter: LearningMeter,
         draws: Draws,
         caption_dropout: float,
-        *,
-        shuffled: bool = False,
+        options: AlignmentOptions | None = None,
     ) -> None:
         self.pair, self.aligner, self.align, self.schedule = pair, aligner, align, schedule
         self.meter, self.draws, self.caption_dropout = meter, draws, caption_dropout
-        self.shuffled = shuffled
+        self.options = options if options is not None else AlignmentOptions()
 
     def __call__(self, batch: Batch, step: int) -> StepOutput:
-        """One forward pass."""
-        process = self.pair.main.process
-        inputs, target = self.inputs(batch, step)
+        """One step's forward passes."""
         aligning = self._set_weight(step)
+        if aligning and step < self.options.warmup:
+            return self._aligned_alone(batch, step)
+        inputs, target = self.inputs(batch, step)
         prediction = self.pair.predict(inputs, need_prior=aligning)
         loss = torch.nn.functional.mse_loss(prediction.controlled.float(), target)
         if prediction.prior is None or self.align is None:
             return StepOutput(loss, {"mse": loss.detach()})
-        time = process.decoder_time(inputs.t)
-        aligned = (target, prediction.prior)
-        if self.shuffled:
-            aligned = (target.roll(1, 0), prediction.prior.roll(1, 0))
-        terms = self.align(*aligned, time, x_t=inputs.x_t)
+        terms = self._terms(inputs, target, prediction.prior, step)
+        time = self.pair.main.process.decoder_time(inputs.t)
         self.meter.update(target, prediction.prior, prediction.controlled, time, terms=terms)
         logs = {"mse": loss.detach(), "alignment": terms.alignment, "decoder_r2": terms.r2}
-        return StepOutput(loss + terms.loss, logs)
+        more = [self._observed(batch, step, draw)[0].loss for draw in range(1, self.options.noises)]
+        return StepOutput(loss + sum(more, terms.loss) / (1 + len(more)), logs)
 
-    def inputs(self, batch: Batch, step: int) -> tuple[Inputs, Tensor]:
-        """What both passes see, and the target; every draw is keyed by (seed, step, visit)."""
+    def inputs(self, batch: Batch, step: int, draw: int = 0) -> tuple[Inputs, Tensor]:
+        """What both passes see, and the target; every random draw is keyed by (seed, step, visit, ``draw``)."""
         process, device = self.pair.main.process, batch.moments.device
         shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
+        again = f"/{draw}" if draw else ""
 
         def normal(stream: str) -> Tensor:
-            return self.draws.noise(step, batch.visits, shape, stream).to(device)
+            return self.draws.noise(step, batch.visits, shape, stream + again).to(device)
 
         latents = latents_from_moments(batch.moments, normal("posterior"))
         noise = normal("noise")
-        t = process.sample_timesteps(self.draws.uniform(step, batch.visits, "timestep")).to(device)
+        t = process.sample_timesteps(self.draws.uniform(step, batch.visits, "timestep" + again)).to(device)
         dropped = (self.draws.uniform(step, batch.visits, "caption") < self.caption_dropout).to(device)
         context = drop_captions(batch.context, batch.empty, dropped)
         return Inputs(process.x_t(latents, noise, t), t, context, batch.condition), process.target(latents, noise, t)
+
+    def _aligned_alone(self, batch: Batch, step: int) -> StepOutput:
+        """A step of the warm-up."""
+        seen = [self._observed(batch, step, draw) for draw in range(self.options.noises)]
+        terms = seen[0][0]
+        # What lies behind the aligned layer has a part in the loss, of nothing: distributed wrappers wait for it.
+        loss = sum(each.loss for each, _ in seen) / len(seen) + sum(nothing for _, nothing in seen)
+        return StepOutput(loss, {"alignment": terms.alignment, "decoder_r2": terms.r2})
+
+    def _observed(self, batch: Batch, step: int, draw: int) -> tuple[AlignmentTerms, Tensor]:
+        """The alignment without a controlled pass, and zero with a graph to everything that the side network gives."""
+        inputs, target = self.inputs(batch, step, draw)
+        prior, residuals = self.pair.observe(inputs)
+        return self._terms(inputs, target, prior, step), _nothing_of(residuals)
+
+    def _terms(self, inputs: Inputs, target: Tensor, prior: Tensor, step: int) -> AlignmentTerms:
+        assert self.align is not None
+        options = self.options
+        if options.teacher is not None:
+            target = options.teacher.target(target, inputs, step)
+        if options.shuffled:
+            target, prior = target.roll(1, 0), prior.roll(1, 0)
+        return self.align(target, prior, self.pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
 
     def _set_weight(self, step: int) -> bool:
         """Whether this step is aligned."""
@@ -96,3 +139,13 @@ def drop_captions(context: Context, empty: Context, dropped: Tensor) -> dict[str
         name: torch.where(dropped.reshape(-1, *[1] * (value.ndim - 1)), empty[name].to(value), value)
         for name, value in context.items()
     }
+
+
+def _nothing_of(values: Any) -> Tensor:
+    """Zero, with a graph to every tensor in ``values``."""
+    if isinstance(values, Tensor):
+        return 0.0 * values.reshape(-1)[0].float()
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    found = [_nothing_of(value) for value in values if isinstance(value, Tensor | Mapping | list | tuple)]
+    return sum(found, torch.zeros(()))
