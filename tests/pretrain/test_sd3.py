@@ -15,6 +15,7 @@ from lisa.data.scenes import make_scene
 from lisa.processes.draws import Draws
 from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch
+from lisa.train.pretrain.neighbours import OFFSETS
 from lisa.train.pretrain.sd3 import PIPELINE_TOKENS, SD3Denoiser
 from lisa.train.settings import check_settings
 
@@ -169,3 +170,21 @@ def test_an_autoencoder_that_does_not_fit_is_refused_before_any_work(tmp_path, v
     with pytest.raises(LisaError, match=message):
         pretrain(config(tmp_path / "run", vae=vae))
     assert not (tmp_path / "run").exists()
+
+
+def test_heads_begin_by_looking_at_their_neighbours():
+    """Of the positions alone every head finds the token at its offset; with a patch's content, still mostly."""
+    network = denoiser(transformer={"heads": 5, "head_width": 32, "layers": 2}).transformer
+    side, token = 4, (1, 2)  # of 8x8 cells, patch 2
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for number, block in enumerate(network.transformer_blocks):
+        for content, least in ((0.0, 0.5), (1.0, 0.15)):
+            hidden = block.norm2(network.pos_embed(content * latent))
+            heads = [
+                norm(layer(hidden).view(side * side, 5, 32)).transpose(0, 1)
+                for norm, layer in ((block.attn.norm_q, block.attn.to_q), (block.attn.norm_k, block.attn.to_k))
+            ]
+            weights = (heads[0] @ heads[1].transpose(1, 2) / 32**0.5).softmax(-1)[:, token[0] * side + token[1]]
+            for head, (down, right) in enumerate(OFFSETS[number]):
+                wanted = (token[0] + down) * side + token[1] + right
+                assert float(weights[head, wanted]) > least, (number, head, content)

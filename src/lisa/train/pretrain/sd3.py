@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lisa.processes.flow import RectifiedFlowProcess
 from lisa.train.pretrain.config import PretrainConfig
+from lisa.train.pretrain.neighbours import look_at_neighbours
 from lisa.train.pretrain.text import make_clip_with_projection, make_t5, make_t5_tokenizer, make_tokenizer
 
 #: T5 tokens that diffusers' pipeline asks for unless told otherwise.
@@ -116,4 +117,5 @@ def _make_transformer(config: PretrainConfig, latent_size: int) -> Any:
         if name.endswith((".norm1.linear", ".norm1_context.linear", "norm_out.linear")) or name == "proj_out":
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+    look_at_neighbours(transformer)
     return transformer
