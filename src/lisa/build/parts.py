@@ -86,8 +86,8 @@ def _check_count(source: Source, conditions: Sequence[str]) -> None:
 
 
 def still(transform: PairedTransform) -> PairedTransform:
-    """The same geometry without flips, for held-out samples."""
-    return PairedTransform(transform.size, transform.crop, False, transform.seed, transform.condition_resample)
+    """The same geometry for held-out samples: without flips, and with crops that do not depend on the run's seed."""
+    return PairedTransform(transform.size, transform.crop, False, 0, transform.condition_resample)
 
 
 class Still:

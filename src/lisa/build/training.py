@@ -122,8 +122,9 @@ def _assemble(
     optimizer = accelerator.prepare(optimizer)
     ema, final_weights = _moving_average(config, pair)
     meter, state = LearningMeter(), LoopState()
+    # The held-out noise is the set's own, not the seed's: readings of different seeds are on the same noise, too.
     held_out = HeldOutMeter(
-        pair, aligner, schedule, held_data, draws, config.log.held_out_levels, settings.batch_size, accelerator
+        pair, aligner, schedule, held_data, Draws(0), config.log.held_out_levels, settings.batch_size, accelerator
     )
     events = cb.EventLog(run_folder, config.log.every)
     kept = [

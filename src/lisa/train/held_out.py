@@ -29,7 +29,7 @@ class HeldOutMeter:
         aligner: for the decoder's R2; None in a plain run.
         schedule: is told every reading.
         data: the held-out samples.
-        draws: of the run.
+        draws: of the held-out set: the same for all runs that are to be compared.
         levels: noise levels per sample.
         batch_size: samples per pass.
         accelerator: readings are shared between its processes.
