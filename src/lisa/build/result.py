@@ -24,7 +24,7 @@ from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
-from lisa.sample.grids import labelled_grid, save_png, titled_rows
+from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
@@ -88,9 +88,10 @@ class Results:
             for s, plain, controlled in zip(samples, self._without, made, strict=True)
         ]
         path = self.run_folder.samples / f"step-{step:06d}.png"
-        save_png(labelled_grid(*titled_rows(self.config.data.conditions, rows, TITLES)), path)
+        cells, titles = titled_rows(self.config.data.conditions, rows, TITLES)
+        save_png(labelled_grid(cells, titles), path)
         self.picture = path
-        self.run_folder.log(step, "samples", {"path": path.name})
+        self.run_folder.log(step, "samples", {"path": path.name, "grid": grid_layout(titles)})
         return path
 
     def save_side(self, folder: Path, steps: int) -> None:

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lisa.common.files import atomic_write
 from lisa.data.samples import unstack_pictures
 
+_GAP, _HEAD, _SCALE = 4, 12, 2  # of a labelled grid, in pixels before it is enlarged
+
 
 def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: int = 1) -> Image.Image:
     """Equal-sized uint8 pictures (H, W, 3), row by row, enlarged ``scale`` times without smoothing."""
@@ -24,11 +26,11 @@ def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: i
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, scale: int = 2) -> Image.Image:
+def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, scale: int = _SCALE) -> Image.Image:
     """A grid of rows with a title above each column."""
-    body = grid([picture for row in rows for picture in row], len(titles), gap=4, scale=scale)
+    body = grid([picture for row in rows for picture in row], len(titles), gap=_GAP, scale=scale)
     font = ImageFont.load_default(size=max(11, 7 * scale))
-    head = 12 * scale
+    head = _HEAD * scale
     image = Image.new("RGB", (body.width, body.height + head), "white")
     image.paste(body, (0, head))
     draw = ImageDraw.Draw(image)
@@ -36,6 +38,11 @@ def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *
     for i, title in enumerate(titles):
         draw.text(((i + 0.5) * width, head / 2), title, fill="black", font=font, anchor="mm")
     return image
+
+
+def grid_layout(titles: Sequence[str], scale: int = _SCALE) -> dict[str, object]:
+    """How the columns of a :func:`labelled_grid` lie, for those who cut it up: titles, head and gap in pixels."""
+    return {"columns": list(titles), "head": _HEAD * scale, "gap": _GAP * scale}
 
 
 def titled_rows(
