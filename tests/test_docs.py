@@ -41,6 +41,12 @@ def small(command: list[str]) -> list[str]:
     if command[:2] == ["lisa", "train"]:
         extra = [*SMALL, "data.scenes=8"] if "examples/photos.yaml" not in command else SMALL
         return [*command, *extra]
+    if command[:2] == ["lisa", "compare"]:  # each of its runs is a process
+        return [
+            *[{"5": "1", "plain,lisa,shuffled": "plain,lisa"}.get(part, part) for part in command],
+            *SMALL,
+            "data.scenes=8",
+        ]
     if command[:2] == ["lisa", "generate"]:
         return [*command, "--steps", "1"]
     if command[:2] == ["lisa", "prepare"]:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "export": {"common", "core", "data", "pairs", "zoo"},
     "evaluate": {"common", "core", "data", "pairs"},
     "analyse": {"common", "core", "data", "pairs"},
-    "build": {*NETWORKS, "data", "zoo", "train", "sample", "export", "evaluate", "analyse"},
+    "build": {*NETWORKS, "data", "zoo", "train", "sample", "export", "evaluate", "analyse", "compare"},
     "cli": {"common", "build", "compare", "zoo"},
 }
 # What a verb needs to read its arguments and to tell what came out; and exceptions that are stated, not grown.
@@ -51,7 +51,8 @@ ONLY = {
     "pydantic": {"train"},
     "omegaconf": {"train"},
     "torch": {"core", "processes", "mains", "sides", "sharing", "pairs", "train", "sample", "export", "build"},
-    "matplotlib": {"export"},
+    "matplotlib": {"export", "compare"},
+    "jinja2": {"compare"},
 }
 
 

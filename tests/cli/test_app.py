@@ -19,7 +19,7 @@ from lisa.cli.app import app
 from lisa.cli.common import split_arguments
 from lisa.common.runfolder import RunFolder
 
-VERBS = ("quickstart", "train", "generate", "evaluate", "export", "prepare", "photos", "pretrain")
+VERBS = ("quickstart", "train", "compare", "generate", "evaluate", "export", "prepare", "photos", "pretrain")
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "skimage", "omegaconf")
 
 

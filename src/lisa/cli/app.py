@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lisa.cli import evaluate, export, generate, models, prepare, pretrain, quickstart, train
+from lisa.cli import compare, evaluate, export, generate, models, prepare, pretrain, quickstart, train
 
 app = typer.Typer(
     name="lisa",
@@ -32,6 +32,7 @@ def _root(
 
 app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("models")(models.models)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)

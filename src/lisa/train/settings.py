@@ -55,9 +55,7 @@ def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
                 raise LisaError(f"there is no configuration file {str(path)!r}", "Check the path")
             base = OmegaConf.load(path)
         for item in overrides:
-            if not item.partition("=")[0].strip() or "=" not in item:
-                missing = "'='" if "=" not in item else "name before its '='"
-                raise LisaError(f"the override {item!r} has no {missing}", "Write overrides as section.key=value")
+            split_override(item)
         if not isinstance(base, DictConfig):
             raise LisaError(
                 f"the configuration {str(file)!r} is not a mapping of sections", "See docs/configuration.md"
@@ -68,6 +66,19 @@ def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
         raise LisaError(f"{what}: {' '.join(str(error).split())}", "Correct the YAML, or the overrides") from None
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
+
+
+def split_override(item: str) -> tuple[str, str]:
+    """(dotted name, value) of ``section.key=value``.
+
+    Raises:
+        LisaError: there is no ``=``, or no name before it.
+    """
+    name, sign, value = item.partition("=")
+    if not name.strip() or not sign:
+        missing = "name before its '='" if sign else "'='"
+        raise LisaError(f"the override {item!r} has no {missing}", "Write overrides as section.key=value")
+    return name.strip(), value
 
 
 def check_settings(model: type[Model], raw: dict[str, Any]) -> Model:

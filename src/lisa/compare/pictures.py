@@ -1,0 +1,101 @@
+"""Sample grids of all arms at equal steps, cut into columns and put side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lisa.compare.aligned import Comparison, Grid, Run
+
+_STEPS = 4  # rows of pictures in a report
+_WIDEST = 160  # pixels of a column: a report is to be sent around
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of pictures, one below the other: its title and the picture as a data URI."""
+
+    title: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all arms draw after ``step`` steps."""
+
+    step: int
+    columns: Sequence[Column]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Sample grids of one seed, at steps that all arms have; ``rows`` is empty where there are none."""
+
+    seed: int
+    arms: Sequence[str]
+    rows: Sequence[Row]
+
+
+def side_by_side(comparison: Comparison) -> SideBySide:
+    """The first seed that most arms have, at up to four steps spread over those that all of its runs have drawn at."""
+    by_seed = {
+        seed: [run for arm in comparison.arms if (run := comparison.of(arm).get(seed)) is not None and run.samples]
+        for seed in comparison.seeds
+    }
+    seed = max(by_seed, key=lambda number: len(by_seed[number]))  # the first of the largest
+    runs = by_seed[seed]
+    common: set[int] = set.intersection(*(_drawn(run) for run in runs)) if runs else set()
+    steps = _spread(sorted(common), _STEPS)
+    return SideBySide(seed, [run.arm for run in runs], [Row(step, _columns(runs, step)) for step in steps])
+
+
+def _drawn(run: Run) -> set[int]:
+    return {step for step, grid in run.samples.items() if grid.path.is_file()}
+
+
+def _spread(values: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of the values, evenly, the last one among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round((i + 1) * len(values) / most) - 1] for i in range(most)]
+
+
+def _columns(runs: Sequence[Run], step: int) -> list[Column]:
+    """Condition, frozen network alone, each arm, truth; whole grids where their layout is not known."""
+    grids = {run.arm: run.samples[step] for run in runs}
+    if not all("with control" in grid.columns for grid in grids.values()):
+        return [Column(arm, _uri(_open(grid))) for arm, grid in grids.items()]
+    first = next(iter(grids.values()))
+    columns = []
+    for title in first.columns:
+        if title == "with control":
+            columns += [Column(arm, _uri(_cut(grid, title))) for arm, grid in grids.items()]
+        else:
+            columns.append(Column(title, _uri(_cut(first, title))))
+    return columns
+
+
+def _open(grid: Grid) -> Any:
+    from PIL import Image
+
+    with Image.open(grid.path) as picture:
+        return picture.convert("RGB")
+
+
+def _cut(grid: Grid, title: str) -> Any:
+    picture = _open(grid)
+    pitch = (picture.width + grid.gap) / len(grid.columns)
+    left = round(grid.columns.index(title) * pitch)
+    return picture.crop((left, grid.head, left + round(pitch) - grid.gap, picture.height))
+
+
+def _uri(picture: Any) -> str:
+    """PNG, or JPEG where it had to be made smaller."""
+    buffer, kind = io.BytesIO(), "PNG"
+    if picture.width > _WIDEST:
+        picture, kind = picture.resize((_WIDEST, round(picture.height * _WIDEST / picture.width))), "JPEG"
+    picture.save(buffer, format=kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

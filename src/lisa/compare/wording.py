@@ -1,0 +1,131 @@
+"""The figures of a comparison in words and cells, the same for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+#: What is shown large, and what stands small beneath it.
+Cell = tuple[str, str]
+NOTHING: Cell = ("-", "")
+
+
+def interval(value: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> Cell:
+    """``("0.312", "[0.287, 0.340]")``; with a single seed no interval."""
+    if value is None or value["value"] is None:
+        return NOTHING
+    sign = "+" if signed else ""
+    ends = [value["low"], value["high"]]
+    known = None not in ends
+    return (
+        f"{value['value']:{sign}.{digits}f}",
+        f"[{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]" if known else "",
+    )
+
+
+def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
+    """A speed-up: how many times sooner, or what is known where some seeds never got there."""
+    if value is None:
+        return NOTHING
+    count, ours, theirs = len(value["seeds"]), len(value["never"]), len(value["baseline_never"])
+    if ours == count:
+        return "never", f"below {value['value']:.2f}" if value["bound"] == "at most" else ""
+    if value["bound"] == "at most":
+        return f"≤ {value['value']:.2f}", f"never in {ours} of {count} seeds"
+    if value["bound"] == "at least":
+        return f"≥ {value['value']:.2f}", f"{baseline} never in {theirs} of {count}"
+    if value["bound"] == "unknown":
+        return "?", f"never in {ours} of {count} seeds, {baseline} in {theirs}"
+    return interval(value, 2)
+
+
+def speed_of(row: Row, axis: str, share: str, baseline: str) -> Cell:
+    """The cell of an arm's speed-up to ``share``, in ``steps`` or ``seconds``; the baseline's own is 1."""
+    if row["speedups"] is None:
+        return NOTHING
+    return ("1", "") if row["arm"] == baseline else speed(row["speedups"][axis][share], baseline)
+
+
+def onset(value: Mapping[str, Any] | None) -> Cell:
+    """The step of the onset, mean over seeds."""
+    if value is None:
+        return NOTHING
+    if value["value"] is None:
+        return "never", ""
+    if value["never"]:
+        return f"≥ {value['value']:.0f}", f"never in {len(value['never'])} of {len(value['per_seed'])} seeds"
+    return interval(value, 0)
+
+
+def amount(value: float | None, digits: int = 0) -> str:
+    """A single figure; what was not reached is ``never``."""
+    return "never" if value is None else f"{value:.{digits}f}"
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """``align.weight=1, align.layer=[down.5, mid]``."""
+    return ", ".join(f"{name}={setting(value)}" for name, value in values.items())
+
+
+def setting(value: Any) -> str:
+    """A value as it is written in YAML."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "(empty)"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(setting(item) for item in value) + "]"
+    return str(value)
+
+
+def heading(summary: Mapping[str, Any]) -> str:
+    """What was compared, in a line."""
+    condition = summary["condition"]
+    names = condition if isinstance(condition, str) else " + ".join(condition)
+    seeds = len(summary["seeds"])
+    return f"{names} on {summary['model']}, {summary['steps']} steps, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+
+
+def verdict(row: Row, summary: Mapping[str, Any]) -> str:
+    """Whether an arm learns sooner than the baseline, and what it ends with, in two sentences at most."""
+    base, share = summary["baseline"], f"{summary['levels'][0]:.0%}"
+    if row["speedups"] is None:
+        return "Nothing can be said about its speed yet."
+    in_steps, in_time = (row["speedups"][axis][str(summary["levels"][0])] for axis in ("steps", "seconds"))
+    goal = f"{share} of {base}'s plateau"
+    first = (
+        f"{_sooner(in_steps, goal)} {_plainly(speed(in_steps, base))} in steps, {_plainly(speed(in_time, base))} in "
+    )
+    if len(in_steps["never"]) == len(in_steps["seeds"]):
+        first = f"It never reaches {goal}."
+    elif in_steps["bound"]:
+        first = f"It and {base} do not reach {goal} in every seed: {_plainly(speed(in_steps, base))} in steps."
+    else:
+        first += "training time."
+    gain = row["against_baseline"]["final_gain"]
+    if gain is None or gain["value"] is None:
+        return first
+    return (
+        f"{first} Control gain at the end, against {base}: {_plainly(interval(gain, 3, signed=True))}{_differs(gain)}."
+    )
+
+
+def _sooner(value: Mapping[str, Any], goal: str) -> str:
+    low, high = value["low"], value["high"]
+    if low is None or high is None:
+        return f"One seed tells no interval. To {goal}: speed-up"
+    if low > 1:
+        return f"Sooner at {goal}: speed-up"
+    if high < 1:
+        return f"Later at {goal}: speed-up"
+    return f"No difference at {goal} that these seeds can tell: speed-up"
+
+
+def _differs(value: Mapping[str, Any]) -> str:
+    low, high = value["low"], value["high"]
+    if low is None or high is None:
+        return ""
+    return ", better" if low > 0 else ", worse" if high < 0 else ", no difference that these seeds can tell"
+
+
+def _plainly(cell: Cell) -> str:
+    return " ".join(part for part in cell if part)

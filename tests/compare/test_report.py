@@ -1,0 +1,191 @@
+"""The figures of a comparison on made-up runs whose answers are known, and the files of its report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from lisa.common.errors import LisaError
+from lisa.compare.aligned import read_comparison
+from lisa.compare.report import write_report
+from lisa.compare.results import summarise
+from lisa.sample.grids import grid_layout, labelled_grid, save_png
+from made_runs import make_run, saturating
+
+TITLES = ["condition", "without control", "with control", "ground truth"]
+
+
+def add_grid(run, step, shade):
+    import numpy as np
+
+    cells = [[np.full((16, 16, 3), value, np.uint8) for value in (0, 50, shade, 250)] for _ in range(2)]
+    save_png(labelled_grid(cells, TITLES), run / "samples" / f"step-{step:06d}.png")
+    with (run / "events.jsonl").open("a") as file:
+        event = {"step": step, "kind": "samples", "path": f"step-{step:06d}.png", "grid": grid_layout(TITLES)}
+        file.write(json.dumps(event) + "\n")
+
+
+def three_arms(out, seeds=range(5)):
+    """lisa takes half of plain's steps at 1.25 times the time per step; shuffled is plain; all by seed."""
+    for seed in seeds:
+        half = 80.0 + 10 * seed
+        make_run(out, "plain", seed, saturating(half), every=10, seconds_per_step=0.2, judged=range(0, 1001, 100))
+        make_run(out, "lisa", seed, saturating(half / 2), every=10, seconds_per_step=0.25, fidelity=0.9)
+        make_run(out, "shuffled", seed, saturating(half), every=10, seconds_per_step=0.25)
+    return out
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    out = three_arms(tmp_path_factory.mktemp("compare"))
+    for shade, arm in enumerate(("plain", "lisa", "shuffled")):
+        for step in (200, 400):
+            add_grid(out / arm / "seed-0", step, 100 + shade)
+    return out, write_report([out], out)
+
+
+def rows(summary):
+    return {row["arm"]: row for row in summary["arms"]}
+
+
+def test_the_figures_are_those_of_the_curves(reported):
+    _, summary = reported
+    arms = rows(summary)
+    assert list(arms) == ["plain", "lisa", "shuffled"] and summary["plateau"]["reached"] and summary["notes"] == []
+    assert summary["plateau"]["level"] == pytest.approx(0.4, rel=0.01)
+    assert arms["lisa"]["speedup"] == arms["lisa"]["speedups"]["steps"]["0.95"]
+    for share in ("0.95", "0.8", "0.5"):
+        steps, seconds = (arms["lisa"]["speedups"][axis][share] for axis in ("steps", "seconds"))
+        assert steps["value"] == pytest.approx(2, rel=0.02) and steps["low"] < 2.01 and steps["high"] > 1.97
+        assert seconds["value"] == pytest.approx(steps["value"] / 1.25)  # each step takes longer
+        assert arms["shuffled"]["speedups"]["steps"][share]["value"] == pytest.approx(1)
+        assert arms["plain"]["speedups"]["steps"][share]["low"] == 1
+    assert arms["lisa"]["against_baseline"]["seconds_per_step"]["value"] == pytest.approx(1.25)
+    assert arms["lisa"]["fidelity"]["value"] == pytest.approx(0.9)
+    assert arms["lisa"]["against_baseline"]["fidelities"]["edges"]["value"] == pytest.approx(0.1)
+    assert arms["lisa"]["peak_memory_mb"]["value"] == 1000 and arms["lisa"]["settings"] == {"align.enabled": True}
+    # The gap is at 10% of 0.4 where 1 - 2^(-s / half) is 0.1: at 0.152 half, read every 10 steps.
+    assert arms["plain"]["onset"]["per_seed"] == [20, 20, 20, 20, 20]
+    needed = arms["plain"]["per_seed"]["0"]["steps_to"]["0.5"]
+    assert needed == pytest.approx(80, rel=0.02)
+    assert arms["plain"]["per_seed"]["0"]["seconds_to"]["0.5"] == pytest.approx(0.2 * needed)
+    assert {"model", "condition", "arm", "seeds", "speedup", "onset", "final_gain", "fidelity", "seconds_per_step",
+            "settings"} <= arms["lisa"].keys()  # fmt: skip
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.images, self.tags = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not value.startswith("#"):
+                (self.images if tag == "img" else self.links).append(value)
+
+
+def test_the_page_needs_no_other_file(reported):
+    out, _ = reported
+    text = (out / "report.html").read_text("utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.links == [] and "@import" not in text and "url(http" not in text
+    assert page.tags.count("svg") == 8  # gain, gap, fidelity over steps and time; speed-ups in both
+    assert 'name="viewport"' in text and "Sooner at 95%" in text
+    assert "{{" not in text and "None" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
+
+
+def test_samples_stand_side_by_side_at_equal_steps(reported):
+    """Condition, no control, each arm's column of its own grid, truth: cut out of the grids without their margins."""
+    page = Page()
+    page.feed((reported[0] / "report.html").read_text("utf-8"))
+    pictures = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB") for uri in page.images]
+    assert len(pictures) == 2 * 6
+    assert [picture.getpixel((4, 4))[0] for picture in pictures[:6]] == [0, 50, 100, 101, 102, 250]
+    assert all(picture.size == (32, 32 + 8 + 32) for picture in pictures)
+
+
+def test_the_same_runs_give_the_same_report(reported, tmp_path):
+    out, _ = reported
+    write_report([out], tmp_path)
+    for name in ("summary.json", "report.md", "report.html"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_markdown_has_the_same_figures(reported):
+    out, summary = reported
+    text = (out / "report.md").read_text("utf-8")
+    value = rows(summary)["lisa"]["speedup"]
+    assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**value) in text
+    assert (out / "curves.png").is_file() and "(curves.png)" in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1 and "|---|" in table.splitlines()[1]
+
+
+def notes(out):
+    return " ".join(summarise(read_comparison([out]))["notes"])
+
+
+def test_what_is_missing_is_said(tmp_path):
+    three_arms(tmp_path, seeds=[0, 1])
+    make_run(tmp_path, "late", 0, saturating(100), every=10, until=300)
+    make_run(tmp_path, "wild", 0, saturating(100), every=10, until=300, diverged=True)
+    said = " ".join(
+        write_report([tmp_path], tmp_path, arms=["plain", "late", "wild", "planned"], seeds=[0, 1])["notes"]
+    )
+    assert "2 seeds at most" in said
+    assert "late: seed 0 is not finished (step 300 of 1000) and is left out" in said
+    assert "late: there is no run of seed 1" in said and "planned: there is no run of seed 0, 1" in said
+    assert "wild: seed 0 diverged at step 300" in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    arms = rows(summary)
+    assert arms["late"]["speedup"] is None and arms["planned"]["final_gain"] is None
+    wild = arms["wild"]["speedups"]["steps"]
+    assert wild["0.95"]["never"] == [0] and wild["0.95"]["bound"] == "at most" and wild["0.5"]["never"] == []
+    assert arms["wild"]["final_gain"] is None  # it has no end
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "It never reaches 95% of plain" in page and "never" in (tmp_path / "report.md").read_text()
+
+
+def test_a_baseline_that_has_no_plateau_is_said(tmp_path):
+    make_run(tmp_path / "rising", "plain", 0, lambda step: step / 5000)
+    assert "has not reached its plateau: in its last fifth it gains 22.2%" in notes(tmp_path / "rising")
+    make_run(tmp_path / "nothing", "plain", 0, lambda step: -step / 1000)
+    assert "plain gains nothing" in notes(tmp_path / "nothing")
+    make_run(tmp_path / "none", "lisa", 0, saturating(100))
+    assert "There is no finished run of plain" in notes(tmp_path / "none")
+    make_run(tmp_path / "begun", "plain", 0, saturating(100), until=0)
+    assert "There is no finished run of plain" in notes(tmp_path / "begun")
+    make_run(tmp_path / "cosine", "plain", 0, saturating(100), settings={"train.lr_schedule": "cosine"})
+    assert "learning rate is annealed (train.lr_schedule=cosine)" in notes(tmp_path / "cosine")
+
+
+def test_another_arm_may_be_the_baseline(tmp_path):
+    three_arms(tmp_path, seeds=[0, 1])
+    summary = summarise(read_comparison([tmp_path], baseline="lisa"))
+    assert [row["arm"] for row in summary["arms"]] == ["lisa", "plain", "shuffled"]
+    assert rows(summary)["plain"]["speedup"]["value"] == pytest.approx(0.5, rel=0.02)
+
+
+def test_names_are_text_and_not_markup(tmp_path):
+    make_run(tmp_path, "plain", 0, saturating(100), settings={"model.path": "<b>x</b>&"})
+    write_report([tmp_path], tmp_path)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "<b>x</b>" not in text and "&lt;b&gt;x" in text
+
+
+def test_nothing_is_written_for_runs_that_cannot_be_compared(tmp_path):
+    make_run(tmp_path, "plain", 0, saturating(100))
+    make_run(tmp_path, "lisa", 0, saturating(100), settings={"data.condition": "depth"})
+    with pytest.raises(LisaError, match=r"data\.condition"):
+        write_report([tmp_path], tmp_path)
+    assert not (tmp_path / "report.html").exists()
