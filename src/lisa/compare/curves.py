@@ -136,7 +136,9 @@ def _curves(
         axis.set_ylim(low - margin, high + margin)
         for name, height in lines.items():
             axis.axhline(height, color="#777777", linestyle=":", linewidth=0.9)
-            axis.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+            # Levels are named where curves are still low, the threshold of the onset where they are high.
+            side, end = ("right", 1) if name == "onset" else ("left", 0.01)
+            axis.annotate(name, (end, height), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=7)
         axis.set_xlabel(_AXES[x], fontsize=9)
 
     return draw
@@ -155,6 +157,7 @@ def _forest(rows: Sequence[Mapping[str, Any]], x: str, levels: Sequence[float]) 
             height -= 0.5
         axis.axvline(1, color="#777777", linewidth=0.9)
         axis.set_xscale("log")
+        axis.set_ylim(height, -0.25)
         axis.set_xlim(max(min(ends) / 1.15, 0.02), min(max(ends) * 1.15, 50))
         shown = [tick for tick in (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if min(ends) <= tick <= max(ends)]
         axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
@@ -168,7 +171,8 @@ def _forest(rows: Sequence[Mapping[str, Any]], x: str, levels: Sequence[float]) 
 def _interval_line(axis: Any, speed: Mapping[str, Any], height: float, shade: str) -> list[float]:
     value, low, high = speed["value"], speed["low"], speed["high"]
     if value is None or len(speed["never"]) == len(speed["seeds"]):
-        axis.annotate("never", (1, height), color=shade, ha="center", va="center", fontsize=8, fontweight="bold")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axis.annotate("never", (1, height), color=shade, ha="center", va="center", fontsize=8, bbox=box)
         return []
     axis.plot([value], [height], marker={"at most": "<", "at least": ">"}.get(speed["bound"], "o"), color=shade)
     if low is not None and high is not None:
