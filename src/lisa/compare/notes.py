@@ -13,8 +13,8 @@ def notes(comparison: Comparison, level: Plateau | None) -> list[str]:
     found = [*_about_the_level(comparison.baseline, level)]
     most = max((len(comparison.of(arm)) for arm in comparison.arms), default=0)
     if most < _ENOUGH_SEEDS:
-        seeds = "one seed" if most == 1 else f"{most or 'no'} seeds"
-        found.append(f"There are {seeds} at most. Seeds differ as much as arms do: quote nothing below five.")
+        seeds = "is one seed" if most == 1 else f"are {most or 'no'} seeds"
+        found.append(f"There {seeds} at most. Seeds differ as much as arms do: quote nothing below five.")
     for arm in comparison.arms:
         found += _holes(comparison, arm)
     schedule = str(comparison.any_run.settings.get("train.lr_schedule", "constant"))
