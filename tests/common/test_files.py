@@ -10,7 +10,7 @@ import pytest
 
 from lisa.common import files
 from lisa.common.errors import LisaError
-from lisa.common.files import atomic_dir, atomic_write, read_json, restore_dir, write_json, write_text
+from lisa.common.files import atomic_dir, atomic_write, copy_linked, read_json, restore_dir, write_json, write_text
 
 
 def names(folder):
@@ -185,3 +185,19 @@ def test_reading_what_is_not_json(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(LisaError, match="not valid JSON"):
         read_json(tmp_path / "bad.json")
+
+
+def test_a_linked_copy_outlives_the_replacement_of_its_source(tmp_path, monkeypatch):
+    """One file under two names where the disk can, a copy where it cannot: the same afterwards."""
+    for can in (True, False):
+        source, target = tmp_path / f"source-{can}", tmp_path / f"target-{can}"
+        with atomic_dir(source) as folder:
+            write_text(folder / "deep" / "a.txt", "old")
+        if not can:
+            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another disk")))
+        copy_linked(source, target)
+        assert (source / "deep/a.txt").samefile(target / "deep/a.txt") == can
+        write_text(source / "deep" / "a.txt", "new")
+        with atomic_dir(source) as folder:
+            write_text(folder / "b.txt", "newest")
+        assert (target / "deep/a.txt").read_text() == "old"

@@ -47,7 +47,7 @@ def test_a_config_of_the_users_is_no_run_to_replace(tmp_path):
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(run):
-    for name in ("checkpoints/step-000001", "samples", "side_network", "cache", "tracker", "model", "photos"):
+    for name in ("checkpoints/step-000001", "samples", "side_network", "best", "cache", "tracker", "model", "photos"):
         (run.path / name).mkdir(parents=True)
         (run.path / name / "file").write_text("x")
     (run.path / "notes.txt").write_text("mine")

@@ -35,6 +35,7 @@ def write_run_card(
         finished = {
             "summary": summary,
             "readings": list(run_folder.read_events("held_out")),
+            "fidelity_readings": list(run_folder.read_events("fidelity")),
             "samples": picture if picture is not None and picture.is_file() else None,
         }
     facts = CardFacts(

@@ -46,6 +46,7 @@ class Results:
         self.data = data
         self._without: list[np.ndarray] = []  # the frozen network's pictures, which never change
         self.picture: Path | None = None
+        self.best: dict[str, Any] | None = None  # reading of the fidelity, kept by lisa.build.fidelity
 
     def held_out(self, count: int) -> list[Sample]:
         """The first ``count`` held-out samples, at the size of the training."""
@@ -152,6 +153,7 @@ class Results:
                 "onset": held_out.onset.onset,
                 "fidelity": fidelities.get(self.config.data.conditions[0]) if stacked == 1 else None,
                 "fidelities": fidelities,
+                "best": self.best,
                 "skipped": state.skipped,
                 "seed": self.config.seed,
                 "side_network": str(self.run_folder.side_network),

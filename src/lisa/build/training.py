@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
+from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
 from lisa.build.memory import check_device, check_memory
 from lisa.build.result import Results
@@ -66,6 +67,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     with session(config) as accelerator:
         check_device(config, accelerator.device)
         data = parts.open_data(config.data, config.seed)
+        judged_conditions(config, data)
         set_seed(config.seed)  # the side network's initial weights, the same in every arm
         pair = parts.build_pair(config)
         aligner, schedule = parts.build_alignment(config, pair)
@@ -77,6 +79,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
         built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
         if checkpoint is not None:
             built.checkpoints.load(checkpoint)
+        built.readings.restore(checkpoint)
         if accelerator.is_main_process:
             record_start(config, run_folder, data, built.training.state.step, checkpoint, quiet)
         if not run(built.training):
@@ -91,6 +94,7 @@ class _Built:
     checkpoints: Checkpoints
     held_out: HeldOutMeter
     results: Results
+    readings: FidelityReadings
     final_weights: Any
 
 
@@ -127,22 +131,14 @@ def _assemble(
         pair, aligner, schedule, held_data, Draws(0), config.log.held_out_levels, settings.batch_size, accelerator
     )
     events = cb.EventLog(run_folder, config.log.every)
-    kept = [
-        state,
-        scheduler,
-        Shares(meter, accelerator),
-        Shares(events, accelerator),
-        held_out,
-        schedule,
-        ema,
-        options.teacher,
-    ]
-    accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
     results = Results(config, run_folder, accelerator, pair, data)
+    readings = FidelityReadings(results, final_weights)
+    shares = [Shares(each, accelerator) for each in (meter, events)]
+    kept = [state, scheduler, *shares, held_out, readings, schedule, ema, options.teacher]
+    accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
     control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout, options)
-    checkpoints = Checkpoints(
-        run_folder, accelerator, _exports(results, state, aligner, final_weights), config.log.checkpoint_limit
-    )
+    exports = {**_exports(results, state, aligner, final_weights), run_folder.best.name: readings.keep}
+    checkpoints = Checkpoints(run_folder, accelerator, exports, config.log.checkpoint_limit)
     training = Training(
         accelerator=accelerator,
         step=under_autocast(control_step, accelerator),
@@ -165,13 +161,13 @@ def _assemble(
             meter,
             ema,
             pair,
-            results,
+            readings,
             checkpoints,
             final_weights,
             quiet,
         ),
     )
-    return _Built(training, checkpoints, held_out, results, final_weights)
+    return _Built(training, checkpoints, held_out, results, readings, final_weights)
 
 
 def _callbacks(
@@ -183,7 +179,7 @@ def _callbacks(
     meter: LearningMeter,
     ema: Any,
     pair: Pair,
-    results: Results,
+    readings: FidelityReadings,
     checkpoints: Checkpoints,
     final_weights: Any,
     quiet: bool,
@@ -214,7 +210,7 @@ def _callbacks(
         if accelerator.is_main_process:
             # Autocast is for the side network; see sample_pictures.
             with final_weights(), pair.main.encoders(), accelerator.autocast():
-                results.draw_samples(step)
+                readings.results.draw_samples(step)
         accelerator.wait_for_everyone()
 
     def describe(logs: Mapping[str, Tensor]) -> str:
@@ -226,6 +222,7 @@ def _callbacks(
         cb.Every(log.held_out_every, read_held_out, at_start=True),
         events,
         cb.Every(log.samples_every, draw),
+        readings,
         cb.SaveCheckpoints(checkpoints, log.checkpoint_every),
         *([] if quiet else [cb.Progress("train", describe, every=max(log.every, 50))]),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lisa.cli.common import show_interval
+from lisa.common.runfolder import RunFolder
 from lisa.train.config import TrainConfig
 
 
@@ -33,6 +34,10 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         table.add_row(what.replace("fidelity", "gain in fidelity"), show_interval(fidelity["gain"]))
     console.print(table)
     spec = pair_spec(config.model.pair)
+    best = summary["best"]
+    if best is not None:
+        where = RunFolder(config.out).best
+        console.print(f"\nbest reading: {best['fidelity']['value']:.3f} at step {best['step']} ({where})", markup=False)
     console.print(f"\nside network: {summary['side_network']}\nload it with:\n", markup=False)
     code = loading_code(
         spec.side_kind,

@@ -7,6 +7,7 @@
     checkpoints/        step-000100/, ...
     samples/            pictures made while training
     side_network/       what the user takes away, a plain diffusers folder
+    best/               the same, as it was at the best reading of the fidelity
     summary.json        the figures at the end
 """
 
@@ -26,7 +27,7 @@ from lisa.common.files import explain_disk_errors
 
 _MARKS = ("config.yaml", "events.jsonl", "checkpoints", "summary.json")
 # What a run writes, and therefore what replacing it removes: nothing else in the folder is ours to delete.
-_OWN = (*_MARKS, "samples", "side_network", "cache", "tracker")
+_OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker")
 _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.side_network = self.path / "side_network"
+        self.best = self.path / "best"
         self.summary = self.path / "summary.json"
 
     @property

@@ -45,6 +45,7 @@ class CardFacts:
         settings: more rows for the table of the training.
         summary: of the finished run; None before.
         readings: its ``held_out`` events.
+        fidelity_readings: its ``fidelity`` events.
         samples: picture of held-out samples.
     """
 
@@ -63,6 +64,7 @@ class CardFacts:
     package: str = "diffusers"
     summary: Mapping[str, Any] | None = None
     readings: Sequence[Mapping[str, Any]] = ()
+    fidelity_readings: Sequence[Mapping[str, Any]] = ()
     samples: Path | None = None
 
 
@@ -76,9 +78,16 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     if facts.summary is not None:
         sections += ["## Figures", _figures(facts.summary)]
         if facts.readings:
-            fidelities = list(facts.summary["fidelities"].values())
-            draw_curves(folder / CURVES, facts.readings, onset=facts.summary["onset"], fidelities=fidelities)
-            sections += [f"![Held-out readings over the training steps, with 95% intervals]({CURVES})", _explained()]
+            draw_curves(
+                folder / CURVES,
+                facts.readings,
+                onset=facts.summary["onset"],
+                fidelities=facts.summary["fidelities"],
+                fidelity_readings=facts.fidelity_readings,
+                steps=facts.steps,
+            )
+            sections += [f"![Held-out readings over the training steps, with 95% intervals]({CURVES})"]
+            sections += [_explained(facts.fidelity_readings)]
     code = loading_code(
         facts.side_kind,
         facts.pipeline,
@@ -171,12 +180,18 @@ def _captions() -> str:
     )
 
 
-def _explained() -> str:
+def _explained(fidelity_readings: Sequence[Mapping[str, Any]]) -> str:
+    read = ""
+    if fidelity_readings:
+        read = (
+            f" Fidelity: the line is read on {fidelity_readings[0]['samples']} fixed samples while training, the point "
+            "at its end and the dashed level without control are those of the table."
+        )
     return _wrapped(
         "*Held-out readings over the steps, with 95% intervals. Control gain: the share of the main network's error "
         "that the side network takes away. Condition gap: the control gain less what it is with conditions exchanged "
         "between samples, which is what is owed to the condition itself. Decoder R2: how much of the likelihood score "
-        "can be read off the side network's features.*"
+        f"can be read off the side network's features.{read}*"
     )
 
 

@@ -182,6 +182,13 @@ class LogSettings(Settings):
     held_out_levels: Positive = Field(2, description="Noise levels per held-out sample and reading.")
     samples_every: Positive = Field(1_000, description="Steps between sample grids.")
     samples: int = Field(6, ge=1, description="Held-out samples in a grid.")
+    fidelity_every: Positive | None = Field(
+        1_000, description="Steps between readings of the fidelity, the best kept as OUT/best; empty: none."
+    )
+    fidelity_samples: int = Field(16, ge=2, description="Held-out samples of such a reading, with fixed noise.")
+    fidelity_share: float | None = Field(
+        0.05, gt=0, le=1, description="Largest share of the time for readings; any beyond it is left out. Empty: none."
+    )
     checkpoint_every: Positive = Field(1_000, description="Steps between checkpoints.")
     checkpoint_limit: int = Field(2, ge=0, description="Checkpoints kept; 0: all.")
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
