@@ -61,6 +61,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
     pages = [
         README,
         (ROOT / "docs" / "export.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"),
     ]  # in this order: one uses the other's run
     for command in [command for page in pages for command in commands(page)]:
         argv = [sys.executable, "-c", "from lisa.cli import main; main()", *small(command)[1:]]

@@ -42,16 +42,17 @@ EXCEPTIONS = {
     ("cli", "export"),  # the lines that load a result, for the last words of a training
     ("cli", "pairs"),  # the same: the name of the pipeline
 }
-# Only these rooms may know these packages at all: the core knows tensors, the command line is quick.
+# Only these rooms may know these packages at all: the core knows tensors, the command line is quick. Evaluation knows
+# transformers and torch for what published protocols read off pictures (evaluate/extractors/).
 ONLY = {
     "diffusers": {"mains", "sides", "pairs", "processes", "train", "build", "sample", "cli"},
-    "transformers": {"mains", "train", "build", "cli"},
+    "transformers": {"mains", "train", "build", "cli", "evaluate"},
     "accelerate": {"train", "build"},
     "typer": {"cli"},
     "pydantic": {"train"},
     "omegaconf": {"train"},
-    "torch": {"core", "processes", "mains", "sides", "sharing", "pairs", "train", "sample", "export", "build"},
-    "matplotlib": {"export", "compare"},
+    "torch": NETWORKS - {"common"} | {"train", "sample", "export", "evaluate", "build"},
+    "matplotlib": {"export", "compare", "analyse"},
     "jinja2": {"compare"},
 }
 

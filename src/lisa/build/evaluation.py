@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lisa.build import parts
 from lisa.build.chosen import read_run
 from lisa.common.errors import LisaError, choose
-from lisa.data.samples import Source
+from lisa.common.files import read_json
+from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.sources import check_source, open_source
-from lisa.evaluate import protocols
-from lisa.evaluate.runner import evaluate_folder
+from lisa.data.transforms import PairedTransform
+from lisa.evaluate import extras, protocols, published
+from lisa.evaluate.labels import read_label_maps
+from lisa.evaluate.runner import evaluate_images, read_folder
+
+#: Where the protocol of a condition comes from: this library's own, or one of the published.
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How pictures are judged.
+
+    Attributes:
+        protocol: :data:`OWN`, ``lisa`` or ``controlnet++``.
+        extractor: weights of the network that a published protocol reads pictures with: folder or Hub name; None: the
+            published ones.
+        detector: the same, of the person detector of poses.
+        labels: folder of the data's own label maps, where a protocol asks for them.
+        metrics: further ones, of :data:`lisa.evaluate.extras.EXTRAS`.
+        clip: weights of CLIP, for those that use it.
+    """
+
+    protocol: str = OWN
+    extractor: str | None = None
+    detector: str | None = None
+    labels: str | Path | None = None
+    metrics: Sequence[str] = ()
+    clip: str = extras.CLIP
 
 
 def evaluate(
@@ -23,8 +52,9 @@ def evaluate(
     condition: str | None = None,
     size: int | None = None,
     count: int | None = None,
+    judging: Judging | None = None,
 ) -> dict[str, Any]:
-    """Judge a folder of generated pictures; see :func:`lisa.evaluate.runner.evaluate_folder`.
+    """Judge a folder of generated pictures.
 
     Args:
         generated: the folder.
@@ -33,10 +63,104 @@ def evaluate(
         condition: with ``data``, what the conditions are; with a ``run`` on several stacked conditions, which of them.
         size: with ``data``, the side of the pictures in pixels.
         count: only the first so many samples.
+        judging: protocol and metrics; None: the library's own protocol.
+
+    Returns:
+        As :func:`lisa.evaluate.runner.evaluate_images`, and ``notes``; of published protocols ``extractors`` (exactly
+        which weights) and ``deviations`` (in what it is not as published). ``not_run`` says of what could not be had
+        (weights, packages) why; the rest is there. Where that is the protocol's own extractor, fidelity is empty.
 
     Raises:
-        LisaError: neither or both of ``run`` and ``data``, a missing picture, or a condition that no protocol judges.
+        LisaError: neither or both of ``run`` and ``data``, a missing picture, a condition that no protocol judges, or
+            nothing that can be run.
     """
+    judging = judging or Judging()
+    source, name, transform = _opened(run, data, condition, size, judging)
+    judge = _Judge(judging, name, exact=len(source) > 0 and source[0].truth is not None)
+    indices = range(len(source) if count is None else min(count, len(source)))
+    images, samples = read_folder(generated, source, indices=indices, size=None if size is None else (size, size))
+    settings = Path(generated) / "settings.json"
+    return judge(images, samples, transform, read_json(settings) if settings.is_file() else None)
+
+
+class _Judge:
+    """Everything that judging needs, loaded before any picture is read."""
+
+    def __init__(self, judging: Judging, condition: str, *, exact: bool) -> None:
+        self.judging, self.condition = judging, condition
+        self.protocol = None if judging.protocol == OWN else published.find(judging.protocol, condition)
+        self._check(exact)
+        wanted = [*judging.metrics, *(self.protocol.also if self.protocol is not None else ())]
+        self.ready, self.not_run = extras.prepare(wanted, judging.clip)
+        self.reader: Any = None
+        if self.protocol is not None:
+            try:
+                self.reader = published.load_reader(self.protocol, judging.extractor, judging.detector)
+            except LisaError as error:
+                if not self.ready:
+                    raise
+                self.not_run["fidelity"] = str(error)
+
+    def __call__(
+        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, settings: Any
+    ) -> dict[str, Any]:
+        result = self._fidelity(images, samples, transform)
+        result |= {"notes": [], "not_run": self.not_run}
+        if self.protocol is not None:
+            result["deviations"] = published.deviations(self.protocol, samples, settings, result["extractors"])
+        for name, extra in self.ready.items():
+            found = extra.run(images, samples)
+            result["metrics"][name] = found.to_json(name, extra.features)
+            result["notes"] += found.notes
+            if not found.of_set:
+                for sample, value in zip(samples, found.values, strict=True):
+                    result["per_image"].setdefault(sample.key, {})[name] = value
+        return result
+
+    def _check(self, exact: bool) -> None:
+        judging = self.judging
+        if self.protocol is None:
+            protocols.find(self.condition, exact)
+            given = [name for name in ("extractor", "detector", "labels") if getattr(judging, name) is not None]
+            if given:
+                raise LisaError(
+                    f"{', '.join(given)}: only published protocols use that",
+                    "Choose one with --protocol",
+                    published.FAMILIES,
+                )
+        elif self.protocol.labels != (judging.labels is not None):
+            needs = "judges by the data's own label maps" if self.protocol.labels else "uses no label maps"
+            remedy = "Give their folder with --labels" if self.protocol.labels else "Leave out --labels"
+            raise LisaError(f"the protocol {self.protocol.name} {needs}", remedy)
+
+    def _fidelity(
+        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None
+    ) -> dict[str, Any]:
+        if self.protocol is None:
+            return evaluate_images(images, samples, self.condition)
+        if "fidelity" in self.not_run:
+            return {
+                "condition": self.condition,
+                "protocol": self.protocol.name,
+                "about": self.protocol.about,
+                "samples": len(samples),
+                "fidelity": {"value": None, "low": None, "high": None},
+                "fidelity_rule": self.protocol.fidelity_rule,
+                "fidelity_unit": "",
+                "metrics": {},
+                "per_image": {},
+                "extractors": [],
+            }
+        labels = None
+        if self.judging.labels is not None:
+            labels = read_label_maps(self.judging.labels, [sample.key for sample in samples], transform)
+        return published.evaluate(self.protocol, self.reader, images, samples, labels)
+
+
+def _opened(
+    run: str | Path | None, data: str | None, condition: str | None, size: int | None, judging: Judging
+) -> tuple[Source, str, PairedTransform | None]:
+    """The samples, the condition's name, and what is done to the samples' pictures."""
     if (run is None) == (data is None):
         raise LisaError(
             "lisa evaluate needs one of --run and --data", "Name the run, or the data the pictures belong to"
@@ -44,17 +168,17 @@ def evaluate(
     if run is not None:
         config = read_run(Path(run))
         opened = parts.open_data(config.data, config.seed, check=False)
-        source: Source = parts.Still(opened.held_out, opened.transform)
-        name, target = _one_of(config.data.conditions, condition), None
+        still = parts.Still(opened.held_out, opened.transform)
+        return still, _one_of(config.data.conditions, condition), still.transform
+    if condition is None:
+        raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
+    if judging.protocol == OWN:  # before every picture is read
+        protocols.find(condition, exact=data == "scenes")
     else:
-        if condition is None:
-            raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
-        protocols.find(condition, exact=data == "scenes")  # before every picture is read
-        source = open_source(f"scenes:{condition}" if data == "scenes" else str(data), default_caption="")
-        check_source(source)
-        name, target = condition, None if size is None else (size, size)
-    indices = range(len(source) if count is None else min(count, len(source)))
-    return evaluate_folder(generated, source, name, indices=indices, size=target)
+        published.find(judging.protocol, condition)
+    source = open_source(f"scenes:{condition}" if data == "scenes" else str(data), default_caption="")
+    check_source(source)
+    return source, condition, None if size is None else PairedTransform((size, size))
 
 
 def _one_of(conditions: Sequence[str], chosen: str | None) -> str:

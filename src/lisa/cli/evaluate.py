@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,22 +17,60 @@ def evaluate(
     ] = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of the pictures, with --data.")] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first so many samples.")] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="own, or a published one: lisa, controlnet++ (docs/evaluation.md).")
+    ] = "own",
+    extractor: Annotated[
+        str | None, typer.Option("--extractor", help="Weights that a published protocol reads pictures with.")
+    ] = None,
+    detector: Annotated[str | None, typer.Option("--detector", help="Weights of poses' person detector.")] = None,
+    labels: Annotated[Path | None, typer.Option("--labels", help="Folder of the data's own label maps (PNG).")] = None,
+    metrics: Annotated[
+        str, typer.Option("--metrics", help="More: psnr,ssim,lpips,clip_score,fid,kid,fid_clip,kid_clip.")
+    ] = "",
+    clip: Annotated[str | None, typer.Option("--clip", help="Weights of CLIP; else ViT-B/16's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the result, with every picture's, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Judge how well generated pictures follow their conditions. A missing picture is an error."""
+    """Judge how well generated pictures follow their conditions. A missing picture is an error.
+
+    Exits with code 2 where something that was asked for could not be run; the rest is printed nevertheless.
+    """
+    from lisa.build.evaluation import Judging
     from lisa.build.evaluation import evaluate as judge
-    from lisa.cli.common import print_json, show_interval
+    from lisa.cli.common import print_json, quiet_libraries, say
     from lisa.common.files import write_json
 
-    result = judge(generated, run=run, data=data, condition=condition, size=size, count=count)
+    if protocol != "own" or metrics:
+        quiet_libraries()
+    judging = Judging(
+        protocol=protocol,
+        extractor=extractor,
+        detector=detector,
+        labels=labels,
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        **({} if clip is None else {"clip": clip}),
+    )
+    result = judge(generated, run=run, data=data, condition=condition, size=size, count=count, judging=judging)
     if out is not None:
         write_json(out, result)
     if as_json:
         print_json(result)
-        return
+    else:
+        _print_table(result)
+    for note in result["notes"]:
+        say(f"note: {note}")
+    if result["not_run"]:
+        for name, reason in result["not_run"].items():
+            say(f"error: {name} could not be run: {reason}")
+        raise typer.Exit(2)
+
+
+def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from lisa.cli.common import show_interval
 
     table = Table(title=f"{result['samples']} pictures, protocol {result['protocol']}")
     table.add_column("metric")
@@ -42,4 +80,9 @@ def evaluate(
         unit = f" ({metric['unit']})" if metric["unit"] else ""
         better = "higher" if metric["higher_is_better"] else "lower"
         table.add_row(f"{name}{unit}, {better} is better", show_interval(metric))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for used in result.get("extractors", []):
+        console.print(f"read by {used['source']} at {used['revision']}", markup=False, soft_wrap=True)
+    for deviation in result.get("deviations", []):
+        console.print(f"not as published: {deviation}", markup=False, soft_wrap=True)

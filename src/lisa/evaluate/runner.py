@@ -77,6 +77,22 @@ def evaluate_folder(
     Raises:
         LisaError: no such folder, missing pictures (named: nothing is ever skipped), or a picture of another size.
     """
+    images, samples = read_folder(generated, source, indices=indices, size=size)
+    return evaluate_images(images, samples, condition, seed=seed, resamples=resamples)
+
+
+def read_folder(
+    generated: str | Path,
+    source: Source,
+    *,
+    indices: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[list[ByteArray], list[Sample]]:
+    """Generated pictures and the samples that they were asked for; see :func:`evaluate_folder`.
+
+    Raises:
+        LisaError: no such folder, or missing pictures.
+    """
     folder = require_folder(generated)
     picked = list(range(len(source))) if indices is None else list(indices)
     keys = source.keys
@@ -87,7 +103,7 @@ def evaluate_folder(
         sample = source[index]
         samples.append(sample if transform is None else transform.sample(sample, index))
         images.append(load_rgb(file))
-    return evaluate_images(images, samples, condition, seed=seed, resamples=resamples)
+    return images, samples
 
 
 def fidelity_gain(better: Result, base: Result, *, seed: int = 0, resamples: int = 1000) -> Interval:

@@ -1,4 +1,4 @@
-"""F1 of edge pixels with one pixel of tolerance."""
+"""F1 of edge pixels, with one pixel of tolerance or with none."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ def score(truth: BoolArray, made: BoolArray) -> float:
     precision = float(thicken(truth)[made].mean())
     recall = float(thicken(made)[truth].mean())
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def exact(truth: BoolArray, made: BoolArray) -> float:
+    """The same without tolerance: F1 of the pixels of bool (H, W), twice what both have over the sum of what each has.
+
+    Raises:
+        LisaError: masks of different size.
+    """
+    truth, made = np.asarray(truth, bool), np.asarray(made, bool)
+    require_same_shape(truth, made)
+    total = int(truth.sum()) + int(made.sum())
+    return 1.0 if total == 0 else 2 * int((truth & made).sum()) / total
 
 
 def thicken(mask: BoolArray) -> BoolArray:
