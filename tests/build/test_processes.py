@@ -31,6 +31,7 @@ json.dump([first, summary], open(f"{sys.argv[1]}.{os.environ['RANK']}", "w"))
 def test_two_processes_are_one_with_twice_the_batch(sd_small, tmp_path):
     """The same side network, events (once each) and summary; also stopped and resumed between two events."""
     changes = {"train__steps": 3, "train__accumulation": 2, "log__every": 3, "data__held_out": 5, "data__scenes": 17}
+    changes |= {"log__fidelity_every": 2, "log__fidelity_samples": 2, "log__fidelity_share": None}
     single, double = (runs.settings(tmp_path / name, sd_small, **changes) for name in ("single", "double"))
     single["train"]["batch_size"] = 4
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -47,6 +48,7 @@ def test_two_processes_are_one_with_twice_the_batch(sd_small, tmp_path):
     assert results[0] == results[1], "every process is given the summary"
     summary = results[0][1]
     assert summary["steps"] == 3 and results[0][0]["steps"] == 2
+    assert summary["best"]["step"] == expected["best"]["step"] == 2 and RunFolder(tmp_path / "double").best.is_dir()
     for name in ("control_gain", "condition_gap", "decoder_r2"):
         assert summary[name] == pytest.approx(expected[name], abs=1e-4), name
     files = [tmp_path / name / "side_network" / "diffusion_pytorch_model.safetensors" for name in ("single", "double")]

@@ -26,7 +26,7 @@ def evaluate(
     detector: Annotated[str | None, typer.Option("--detector", help="Weights of poses' person detector.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="Folder of the data's own label maps (PNG).")] = None,
     metrics: Annotated[
-        str, typer.Option("--metrics", help="More: psnr,ssim,lpips,clip_score,fid,kid,fid_clip,kid_clip.")
+        str, typer.Option("--metrics", help="More of them, such as psnr,lpips,clip_score (docs/evaluation.md).")
     ] = "",
     clip: Annotated[str | None, typer.Option("--clip", help="Weights of CLIP; else ViT-B/16's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the result, with every picture's, as JSON.")] = None,

@@ -81,6 +81,7 @@ def _draw_fidelity_curve(
     """The readings, the end with its own samples, and the level without control."""
     _draw_band(axis, curve)
     _draw_point(axis, steps, fidelity["with"])
+    axis.set_xlim(left=0)
     axis.axhline(fidelity["without"]["value"], color="grey", linestyle="--", linewidth=0.8)
     axis.annotate(
         "without",
