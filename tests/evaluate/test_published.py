@@ -60,7 +60,8 @@ def test_pck_matches_persons_by_the_overlap_of_their_boxes():
     assert pose_pck.counts(people(one, two), people(two, one)) == (8, 8)
     assert pose_pck.counts(people(one, two), people(two)) == (4, 8), "a person who is missing loses all joints"
     assert pose_pck.counts(people(one), people(two, one, two)) == (4, 4), "further persons cost nothing"
-    assert pose_pck.counts(people(one), people(person(500, 500))) == (0, 4), "no overlap is no match"
+    elsewhere = (person(500, 500)[0], *one[1:])
+    assert pose_pck.counts(people(one), people(elsewhere)) == (0, 4), "no overlap is no match, wherever its joints are"
     half_seen = (*one[:2], np.asarray([True, True, False, False]))
     assert pose_pck.counts(people(half_seen), people(one)) == (2, 2), "joints not seen in the truth are not asked for"
     assert pose_pck.counts(people(one), people(half_seen)) == (2, 4), "joints not seen in what was made are missed"
