@@ -140,7 +140,7 @@ def test_clean_fid_is_given_two_fresh_folders(monkeypatch):
         seen.append([true, made, options["mode"]])
         for folder, pictures in ((true, PICTURES), (made, PICTURES[::-1])):
             files = sorted(Path(folder).iterdir())
-            assert [np.array_equal(load_rgb(file), picture) for file, picture in zip(files, pictures, strict=True)]
+            assert all(np.array_equal(load_rgb(file), made) for file, made in zip(files, pictures, strict=True))
         return np.float64(7.5)
 
     fake = SimpleNamespace(compute_fid=compute, compute_kid=compute, build_feature_extractor=lambda *_, **__: None)
