@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lisa import core, processes, zoo
+    from lisa.build.analysing import analyse
     from lisa.build.evaluation import evaluate
     from lisa.build.generation import GenerateOptions, generate
     from lisa.build.pretraining import pretrain
@@ -51,6 +52,7 @@ _WHERE = {
 _CALLABLE_PACKAGES = {
     "train": "lisa.build.training:train",
     "evaluate": "lisa.build.evaluation:evaluate",
+    "analyse": "lisa.build.analysing:analyse",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "PretrainConfig",
     "TrainConfig",
     "__version__",
+    "analyse",
     "attach",
     "core",
     "evaluate",

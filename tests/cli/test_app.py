@@ -19,7 +19,18 @@ from lisa.cli.app import app
 from lisa.cli.common import split_arguments
 from lisa.common.runfolder import RunFolder
 
-VERBS = ("quickstart", "train", "compare", "generate", "evaluate", "export", "prepare", "photos", "pretrain")
+VERBS = (
+    "quickstart",
+    "train",
+    "compare",
+    "generate",
+    "evaluate",
+    "analyse",
+    "export",
+    "prepare",
+    "photos",
+    "pretrain",
+)
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "skimage", "omegaconf")
 
 

@@ -171,6 +171,12 @@ def choose_model(
     return chosen
 
 
+def differing_models(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that say which main network it is, in which two runs differ."""
+    pairs = {name: (getattr(one.model, name), getattr(other.model, name)) for name in _IDENTITY}
+    return {f"model.{name}": values for name, values in pairs.items() if values[0] != values[1]}
+
+
 def differing(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Settings of the data, as far as they say which pictures are held out, in which two runs differ."""
     aside = {"condition", "condition_column", "flip", "cache", "cache_dir", "workers"}

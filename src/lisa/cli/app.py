@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lisa.cli import compare, evaluate, export, generate, models, prepare, pretrain, quickstart, train
+from lisa.cli import analyse, compare, evaluate, export, generate, models, prepare, pretrain, quickstart, train
 
 app = typer.Typer(
     name="lisa",
@@ -36,6 +36,7 @@ app.command("compare")(compare.compare)
 app.command("models")(models.models)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
+app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)
 app.command("prepare")(prepare.prepare)
 app.command("photos")(prepare.photos)

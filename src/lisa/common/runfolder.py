@@ -9,6 +9,7 @@
     side_network/       what the user takes away, a plain diffusers folder
     best/               the same, as it was at the best reading of the fidelity
     summary.json        the figures at the end
+    analysis/           what its features encode, once lisa analyse has been asked
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lisa.common.files import explain_disk_errors
 
 _MARKS = ("config.yaml", "events.jsonl", "checkpoints", "summary.json")
 # What a run writes, and therefore what replacing it removes: nothing else in the folder is ours to delete.
-_OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker")
+_OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker", "analysis")
 _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 

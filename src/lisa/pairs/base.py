@@ -69,20 +69,19 @@ class Pair:
         finally:  # the side network may fail before anything is replayed
             self.shared.forget()
 
-    def observe(self, inputs: Inputs) -> tuple[Tensor, Any]:
-        """The prior, and the side network's residuals with gradient, without the controlled pass that they are for.
-
-        An aligner has then caught its features: what is needed to align, for less than a plain step costs.
-        """
-        check_hooks(self.main.network)
-        inputs = self._completed(inputs)
-        with torch.no_grad():
-            prior = self._main(inputs)
-        return prior, self._residuals(inputs)
-
     def control(self, inputs: Inputs) -> Tensor:
         """The controlled prediction alone."""
         return self._control(self._completed(inputs))
+
+    def run_side(self, inputs: Inputs) -> Any:
+        """The side network alone: what it gives the main network; its features can be caught on the way."""
+        return self._residuals(self._completed(inputs))
+
+    @torch.no_grad()
+    def prior(self, inputs: Inputs) -> Tensor:
+        """The main network's prediction without control, alone."""
+        check_hooks(self.main.network)
+        return self._main(self._completed(inputs))
 
     def read_condition(self, pixels: Tensor) -> Tensor:
         """Pixels of a condition (B, 3 n, H, W) in 0..1 to what the side network reads."""

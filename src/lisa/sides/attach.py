@@ -89,13 +89,18 @@ def attach(
         weight=weight,
         weighting=weighting,
         tap=tap,
-        select=select if select is not None else _known(network, _SELECTS),
+        select=select if select is not None else default_select(network),
         x_t_channels=x_t_channels,
         snr=snr,
         prediction=prediction,
         balanced=balanced,
         decoder_channels=decoder_channels,
     )
+
+
+def default_select(network: nn.Module) -> Select | None:
+    """What cuts the image's tokens out of the features of ``network``, or None where they hold nothing else."""
+    return _known(network, _SELECTS)
 
 
 def default_dry_run(network: nn.Module) -> DryRun | None:

@@ -113,7 +113,7 @@ class ControlStep:
     def _observed(self, batch: Batch, step: int, draw: int) -> tuple[AlignmentTerms, Tensor]:
         """The alignment without a controlled pass, and zero with a graph to everything that the side network gives."""
         inputs, target = self.inputs(batch, step, draw)
-        prior, residuals = self.pair.observe(inputs)
+        prior, residuals = self.pair.prior(inputs), self.pair.run_side(inputs)
         return self._terms(inputs, target, prior, step), _nothing_of(residuals)
 
     def _terms(self, inputs: Inputs, target: Tensor, prior: Tensor, step: int) -> AlignmentTerms:

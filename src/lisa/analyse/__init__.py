@@ -1,0 +1,1 @@
+"""What the side features encode: probes, sensitivity to inputs, similarity between runs. Numbers only, no networks."""

@@ -1,0 +1,1 @@
+"""What ``lisa analyse`` is made of: networks run on mixed inputs, what is measured of them, and pictures."""
