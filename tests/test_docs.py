@@ -39,7 +39,8 @@ def commands(page: str = README) -> list[list[str]]:
 
 def small(command: list[str]) -> list[str]:
     if command[:2] == ["lisa", "train"]:
-        extra = [*SMALL, "data.scenes=8"] if "examples/photos.yaml" not in command else SMALL
+        # lisa analyse wants eight held-out samples.
+        extra = [*SMALL, "data.scenes=16", "data.held_out=8"] if "examples/photos.yaml" not in command else SMALL
         return [*command, *extra]
     if command[:2] == ["lisa", "compare"]:  # each of its runs is a process
         return [
@@ -49,6 +50,8 @@ def small(command: list[str]) -> list[str]:
         ]
     if command[:2] == ["lisa", "generate"]:
         return [*command, "--steps", "1"]
+    if command[:2] == ["lisa", "analyse"]:
+        return [*command, "--levels", "1"]
     if command[:2] == ["lisa", "prepare"]:
         return [part if part != "16" else "2" for part in command]
     return command
