@@ -61,6 +61,9 @@ def test_is_ridge_regression_on_standardised_inputs():
     z = (x - x.mean(0)) / x.std(0)
     weight = np.linalg.solve(z.T @ z / 60 + probe.penalty * np.eye(5), z.T @ (y - y.mean(0)) / 60)
     np.testing.assert_allclose(x @ probe.weight + probe.bias, z @ weight + y.mean(0), atol=1e-9)
+    errors, totals = probe.errors(x[:, None], y[:, None])
+    np.testing.assert_allclose(errors, np.square(y - z @ weight - y.mean(0)).sum(1))
+    np.testing.assert_allclose(totals, np.square(y - y.mean(0)).sum(1))
     # And the penalty is the one whose predictions of the left-out half are nearest.
     losses = []
     for penalty in PENALTIES:

@@ -149,8 +149,8 @@ def test_the_decoded_score_and_the_residual(pair_of_runs, result):
 
 @pytest.fixture(scope="module")
 def bench(pair_of_runs):
-    """A reader of the network that sees its condition, and its fit and held-out samples."""
-    run = open_run("run", pair_of_runs[0])
+    """A reader of the network that sees x_t alone, and its fit and held-out samples."""
+    run = open_run("run", pair_of_runs[1])
     pair = load_pair(run, load_main(run.config, CPU), CPU)
     data = parts.open_data(run.config.data, 0, check=False)
     chosen = {"fit": Subset(data.train, range(16)), "held_out": data.held_out}
