@@ -35,5 +35,5 @@ def test_signed_maps_are_grey_at_zero_and_share_a_scale():
     assert (none == 128).all()
     away = np.abs(strong.astype(int) - 128)
     kept = away < 126  # what exceeds the scale is cut
-    assert 0 < (~kept).sum() < kept.sum()
+    assert 0 < (~kept).mean() < 0.05  # a hundredth of the values, and rounding
     assert np.abs(np.abs(weak.astype(int) - 128) - away / 10)[kept].max() <= 2
