@@ -98,6 +98,7 @@ def test_interrupted_equals_uninterrupted(sd_small, tmp_path, monkeypatch, done_
 def test_interrupted_equals_uninterrupted_with_every_way_to_align(sd_small, tmp_path, monkeypatch):
     """The teacher's average and the balance's norms belong to a checkpoint; the warm-up ends where it would."""
     ways = {"balanced": True, "teacher": 0.5, "teacher_decay": 0.5, "warmup": 2, "noises": 2, "decoder_channels": 16}
+    ways["decoder_reads"] = "prior"
     changes = {"train__steps": 5, **{f"align__{name}": value for name, value in ways.items()}}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, sd_small, **changes)
@@ -110,6 +111,7 @@ def test_interrupted_equals_uninterrupted_with_every_way_to_align(sd_small, tmp_
     runs.assert_same(whole, parts)
     decoder = load_file(next((parts / "checkpoints").iterdir()) / "decoder.safetensors")
     assert float(decoder["balances.down_5.count"]) > 0 and decoder["decoders.down_5.out.weight"].shape[1] == 16
+    assert decoder["decoders.down_5.join.weight"].shape[1] == 16 + 4 + 4
 
 
 def test_killed_without_warning_and_without_a_cache(sd_small, tmp_path, monkeypatch):

@@ -167,3 +167,26 @@ def test_training_with_it_finds_the_score(make_side) -> None:
         optimiser.step()
         optimiser.zero_grad()
     assert terms.r2 > 0.8
+
+
+def test_a_decoder_may_read_the_noisy_latent_and_the_prior(make_side) -> None:
+    """Both reach it, in that order; without them it reads the feature alone."""
+    side = make_side()
+    aligner = attached(side, x_t_channels=4, reads_prior=True).eval()
+    x, target, prior, t = batch()
+    seen = []
+    aligner.decoders["down_1"].join.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, -8:]))
+
+    def decoded(x_t, prior):
+        with torch.no_grad(), aligner.observing():
+            side(x)
+            return aligner(target, prior, t, x_t=x_t).decoded["down.1"]
+
+    one = decoded(x, prior)
+    assert torch.equal(seen[0], torch.cat([x, prior], dim=1))
+    assert not torch.equal(one, decoded(x, prior + 1)) and not torch.equal(one, decoded(x + 1, prior))
+    with torch.no_grad(), aligner.observing(), pytest.raises(LisaError, match="needs x_t of shape"):
+        side(x)
+        aligner(target, prior, t)
+    with pytest.raises(LisaError, match="reads_prior without x_t_channels"):
+        attached(make_side(), reads_prior=True)

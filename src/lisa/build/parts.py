@@ -184,11 +184,12 @@ def _attach(pair: Pair, layers: str | list[str], config: TrainConfig) -> Likelih
         weight=settings.weight,
         weighting=settings.weighting,
         tap=pair.side.tap,
-        x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
+        x_t_channels=pair.main.latent_channels if settings.decoder_reads != "feature" or not pair.side.sees_x_t else 0,
         snr=pair.main.process.snr_of_decoder_time,
         prediction=pair.main.process.prediction,
         balanced=settings.balanced,
         decoder_channels=settings.decoder_channels,
+        reads_prior=settings.decoder_reads == "prior",
     )
 
 

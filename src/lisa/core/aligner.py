@@ -33,6 +33,7 @@ class LikelihoodAligner(nn.Module):
         weighting: by noise level; plain by default.
         balanced: ``weight`` is then the ratio of the alignment's gradient to the main loss's at each tapped feature,
             by the running norms of both (:class:`lisa.core.balance.GradientBalance`).
+        reads_prior: decoders are given the prior behind x_t, and take both as their ``x_t``.
 
     Raises:
         LisaError: taps and decoders that do not match, a weight that is negative or not a number.
@@ -46,6 +47,7 @@ class LikelihoodAligner(nn.Module):
         weight: float = REFERENCE_WEIGHT,
         weighting: NoiseLevelWeighting | None = None,
         balanced: bool = False,
+        reads_prior: bool = False,
     ) -> None:
         super().__init__()
         if list(taps) != list(decoders):
@@ -56,6 +58,7 @@ class LikelihoodAligner(nn.Module):
         self.weighting = weighting if weighting is not None else make_weighting("plain")
         self._balances = {key: GradientBalance() for key in self._keys.values()} if balanced else {}
         self.balances = nn.ModuleDict(self._balances)  # buffers, which checkpoints hold
+        self._reads_prior = reads_prior
         self._removed = False
         self._weight = 0.0
         self.weight = weight
@@ -121,6 +124,8 @@ class LikelihoodAligner(nn.Module):
             raise LisaError(
                 "the alignment needs the prior", "Pass the main network's prediction without control as prior="
             )
+        if self._reads_prior and x_t is not None:
+            x_t = torch.cat([widened(x_t), widened(prior)], dim=1)
         features = {layer: tap.read((target.shape[-2], target.shape[-1])) for layer, tap in self._taps.items()}
         with torch.autocast(target.device.type, enabled=False):
             return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight)

@@ -33,6 +33,7 @@ def attach(
     prediction: str = "epsilon",
     balanced: bool = False,
     decoder_channels: int = MIN_CHANNELS,
+    reads_prior: bool = False,
 ) -> LikelihoodAligner:
     """Attach an aligner to a side network. Every parameter is built on return, on the side network's device, in fp32.
 
@@ -56,6 +57,9 @@ def attach(
         prediction: what the model predicts, for weightings that need it.
         balanced: ``weight`` is the ratio of the alignment's gradient to the main loss's at the tapped feature.
         decoder_channels: the decoder's halving of channels stops there.
+        reads_prior: give the decoder the prior too, beside the noisy latent (``x_t_channels``). Neither tells anything
+            of the residual, whose mean given x_t is zero: what is read must still come from the feature, but that need
+            then hold no more than what the condition says.
 
     Raises:
         LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride or
@@ -74,6 +78,8 @@ def attach(
     choose("tap", tap, TAPS)
     check_weight(weight)
     chosen_weighting = make_weighting(weighting, snr=snr, prediction=prediction)
+    if reads_prior and not x_t_channels:
+        raise LisaError("reads_prior without x_t_channels", "A decoder that is given the prior is given x_t too")
     strides = given_strides(layers, stride)
     if weight == 0:
         return LikelihoodAligner({}, {}, weight=0.0, weighting=chosen_weighting)
@@ -85,11 +91,13 @@ def attach(
                 channels,
                 out_channels,
                 int(math.log2(size)),
-                x_t_channels=x_t_channels,
+                x_t_channels=x_t_channels + (out_channels if reads_prior else 0),
                 min_channels=decoder_channels,
             )
             for name, (channels, size) in sizes.items()
         }
     taps = {name: FeatureTap(network, path, tap, name=name, select=select) for name, path in paths.items()}
-    aligner = LikelihoodAligner(taps, decoders, weight=weight, weighting=chosen_weighting, balanced=balanced)
+    aligner = LikelihoodAligner(
+        taps, decoders, weight=weight, weighting=chosen_weighting, balanced=balanced, reads_prior=reads_prior
+    )
     return aligner.to(parameter.device)

@@ -38,6 +38,7 @@ def attach(
     prediction: str = "epsilon",
     balanced: bool = False,
     decoder_channels: int = MIN_CHANNELS,
+    reads_prior: bool = False,
 ) -> LikelihoodAligner:
     """Attach likelihood score alignment (arXiv 2606.27192) to a side network.
 
@@ -66,6 +67,7 @@ def attach(
         prediction: what the model predicts, for weightings that need it.
         balanced: ``weight`` is the ratio of the alignment's gradient to the main loss's at the tapped feature.
         decoder_channels: the decoder's halving of channels stops there; the reference is 64.
+        reads_prior: give the decoder the prior too, beside the noisy latent (``x_t_channels``).
 
     Raises:
         LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride from, an
@@ -95,6 +97,7 @@ def attach(
         prediction=prediction,
         balanced=balanced,
         decoder_channels=decoder_channels,
+        reads_prior=reads_prior,
     )
 
 

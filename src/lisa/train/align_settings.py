@@ -42,6 +42,11 @@ class AlignSettings(Settings):
     warmup: int = Field(
         0, ge=0, description="First steps that align alone, without a controlled pass: cheaper than plain steps."
     )
+    decoder_reads: Literal["feature", "x_t", "prior"] = Field(
+        "feature",
+        description="What the decoder is given: the feature alone (of side networks that do not see it, the noisy "
+        "latent too), with the noisy latent, or with that and the prior. Neither tells the residual by itself.",
+    )
     decoder_channels: Positive = Field(64, description="The decoder's halving of channels stops there.")
     schedule: str = Field("constant", description="Weight over steps: constant, cosine or until-done.")
     patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
