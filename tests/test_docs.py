@@ -39,9 +39,9 @@ def commands(page: str = README) -> list[list[str]]:
 
 def small(command: list[str]) -> list[str]:
     if command[:2] == ["lisa", "train"]:
-        # lisa analyse wants eight held-out samples.
-        extra = [*SMALL, "data.scenes=16", "data.held_out=8"] if "examples/photos.yaml" not in command else SMALL
-        return [*command, *extra]
+        analysed = "out=runs/first" in command  # lisa analyse wants eight held-out samples
+        scenes = [] if "examples/photos.yaml" in command else ["data.scenes=16"]
+        return [*command, *SMALL, *scenes, *(["data.held_out=8"] if analysed else [])]
     if command[:2] == ["lisa", "compare"]:  # each of its runs is a process
         return [
             *[{"5": "1", "plain,lisa,shuffled": "plain,lisa"}.get(part, part) for part in command],
