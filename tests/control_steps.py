@@ -27,8 +27,8 @@ def batch(visits=(4, 9, 11)):
     )
 
 
-def make(sd_small, *, aligned=True, dropout=0.5, schedule="constant", **options):
+def make(sd_small, *, aligned=True, dropout=0.5, schedule="constant", balanced=False, **options):
     pair = tiny.make_pair(sd_small, **options)
-    aligner = attach(pair.side.module, "down.5", out_channels=4, stride=2) if aligned else None
+    aligner = attach(pair.side.module, "down.5", out_channels=4, stride=2, balanced=balanced) if aligned else None
     weights = make_schedule(schedule, 0.2, 10) if aligned else None
     return ControlStep(pair, aligner, aligner, weights, LearningMeter(), Draws(0), dropout)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lisa.common.errors import LisaError
 from lisa.core import attach
 from lisa.core.balance import GradientBalance
 
@@ -62,6 +63,12 @@ def test_nothing_is_measured_without_gradients_or_outside_training():
     assert balance.eval().watch(feature, 1.0) is feature
 
 
+def test_several_layers_are_refused():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
+    with pytest.raises(LisaError, match="balanced with 2 layers"):
+        attach(network, ["1", "2"], out_channels=4, stride=1, balanced=True)
+
+
 def test_an_aligner_with_it_pulls_at_the_feature_as_hard_as_told():
     """At the tapped feature: |gradient of the alignment| = weight * |gradient of the main loss|."""
     torch.manual_seed(0)
@@ -80,4 +87,4 @@ def test_an_aligner_with_it_pulls_at_the_feature_as_hard_as_told():
     assert float(parts[1].norm() / parts[0].norm()) == pytest.approx(0.5, rel=1e-3)
     saved = aligner.state_dict()
     assert float(saved["balances.1.main"]) > 0, "checkpoints hold the norms"
-    assert float(terms.alignment) != pytest.approx(float(terms.loss) / 0.5), "the log has the error as it is"
+    assert float(terms.alignment) != pytest.approx(float(terms.loss.detach()) / 0.5), "the log has the error as it is"

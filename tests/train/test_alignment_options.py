@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import mse_loss
 
 from control_steps import batch, make
+from lisa.train.callbacks import FreshStart
 from lisa.train.step import AlignmentOptions
 from lisa.train.teacher import Teacher
 from tiny import randomise_zero_modules
@@ -64,8 +67,8 @@ def test_more_noises_are_aligned_and_not_controlled(sd_small):
     assert torch.equal(output.logs["mse"], single.logs["mse"]), "the first draw is that of every arm"
     each = [float(three._observed(batch(), 4, draw)[0].loss.detach()) for draw in range(3)]
     assert len(set(each)) == 3, "every draw has a noise of its own"
-    assert float((output.loss - output.logs["mse"]).detach()) == pytest.approx(sum(each) / 3, rel=1e-4)
-    assert float((single.loss - single.logs["mse"]).detach()) == pytest.approx(each[0], rel=1e-4)
+    assert float((output.loss - output.logs["mse"]).detach()) == pytest.approx(sum(each), rel=1e-4)
+    assert float((single.loss - single.logs["mse"]).detach()) == pytest.approx(3 * each[0], rel=1e-4)
 
 
 def test_the_teacher_is_an_average_of_the_past(sd_small):
@@ -113,3 +116,53 @@ def test_a_step_with_a_teacher_leaves_the_main_loss_alone(sd_small):
         inputs, target = step.inputs(batch(), 0)
         assert mse_loss(step.pair.control(inputs), target) == losses[-1]
     assert torch.equal(*losses) and all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_the_teacher_under_autocast_is_not_the_pupil(sd_small):
+    """Autocast keeps half-precision copies of the weights that it has seen: they must follow the change of places."""
+    step = make(sd_small)
+    pair, module = step.pair, step.pair.side.module
+    randomise_zero_modules(module)
+    teacher = Teacher(pair, share=0.999, decay=0.0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05)
+    inputs, target = step.inputs(batch(), 0)
+    fresh = teacher.target(target, inputs, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        pupil = pair.control(inputs)
+        taught = teacher.target(target, inputs, 0)
+        again = pair.control(inputs)
+    assert (taught - fresh).abs().max() < 0.2 * (pupil - fresh).abs().max()
+    assert torch.equal(again, pupil) and again.requires_grad
+    again.sum().backward()
+    assert module.conv_in.weight.grad is not None, "the pupil's own weights learn, not copies of the teacher's"
+
+
+def test_balanced_noises_pull_no_harder_together_than_one(sd_small):
+    """The share of each draw is in what the balance measures."""
+    factors = {}
+    for noises in (1, 4):
+        step = make(sd_small, balanced=True)
+        randomise_zero_modules(step.pair.side.module)
+        torch.nn.init.normal_(step.aligner.decoders["down_5"].out.weight, std=0.1)
+        step.options = AlignmentOptions(noises=noises)
+        step(batch(), 0).loss.backward()
+        factors[noises] = float(step.aligner.balances["down_5"].factor())
+    assert factors[4] == pytest.approx(factors[1], rel=1e-4)
+
+
+def test_after_the_warm_up_adam_knows_only_what_it_has_seen():
+    idle, used = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = torch.optim.AdamW([idle, used], lr=0.1, weight_decay=0.0)
+    training = SimpleNamespace(state=SimpleNamespace(step=0), optimizer=optimizer)
+    fresh = FreshStart(steps=5)
+    for step in range(1, 7):
+        (0 * idle.sum() + used.sum() if step <= 5 else idle.sum() + used.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        training.state.step = step
+        fresh.after_step(training, {})
+        assert optimizer.state[idle]["step"] == (step if step < 5 else step - 5)
+    assert torch.allclose(idle, torch.full((3,), 0.9)), "one step of the learning rate, no more"
+    assert optimizer.state[used]["step"] == 6

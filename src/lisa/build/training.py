@@ -218,6 +218,7 @@ def _callbacks(
         return "  ".join(figures)
 
     return [
+        *([cb.FreshStart(config.align.warmup)] if config.align.active and config.align.warmup else []),
         *([cb.MovingAverage(ema, partial(trained_parameters, pair.side.module))] if ema is not None else []),
         cb.Every(log.held_out_every, read_held_out, at_start=True),
         events,

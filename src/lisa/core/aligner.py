@@ -94,6 +94,7 @@ class LikelihoodAligner(nn.Module):
         *,
         x_t: Tensor | None = None,
         sample_weight: Tensor | None = None,
+        share: float = 1.0,
     ) -> AlignmentTerms:
         """Alignment of the features caught in the last forward of the side network.
 
@@ -107,6 +108,7 @@ class LikelihoodAligner(nn.Module):
             timesteps: (B,), 0 to 1000 whatever the model counts (a process's ``decoder_time``), or one number for all.
             x_t: (B, C, H, W), for decoders that take it.
             sample_weight: (B,), multiplies each sample's loss (the mean stays over all samples); not in R2.
+            share: of this call in a step that aligns several times: multiplies the loss.
 
         Raises:
             LisaError: no feature was caught or it was read already, shapes that do not fit, or a removed aligner.
@@ -128,7 +130,7 @@ class LikelihoodAligner(nn.Module):
             x_t = torch.cat([widened(x_t), widened(prior)], dim=1)
         features = {layer: tap.read((target.shape[-2], target.shape[-1])) for layer, tap in self._taps.items()}
         with torch.autocast(target.device.type, enabled=False):
-            return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight)
+            return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight, share)
 
     def _terms(
         self,
@@ -137,6 +139,7 @@ class LikelihoodAligner(nn.Module):
         timesteps: Tensor,
         x_t: Tensor | None,
         sample_weight: Tensor | None,
+        share: float,
     ) -> AlignmentTerms:
         batch = residual.shape[0]
         timesteps = _per_sample(timesteps, batch, "timesteps")
@@ -146,7 +149,7 @@ class LikelihoodAligner(nn.Module):
             factor = factor * _per_sample(sample_weight, batch, "sample_weight").to(factor)
         scales = {layer: self._scale(layer) for layer in features}
         decoded = {
-            layer: self._decode(layer, self._watched(layer, feature, scales[layer]), residual, timesteps, x_t)
+            layer: self._decode(layer, self._watched(layer, feature, share * scales[layer]), residual, timesteps, x_t)
             for layer, feature in features.items()
         }
         errors = {layer: sample_sums(score - residual) for layer, score in decoded.items()}
@@ -158,7 +161,7 @@ class LikelihoodAligner(nn.Module):
             scaled = torch.stack([scales[layer] * layer_error for layer, layer_error in errors.items()]).mean(dim=0)
             loss = (factor * scaled).mean() / residual[0].numel()
         return AlignmentTerms(
-            loss=self._weight * loss,
+            loss=self._weight * share * loss,
             alignment=alignment.detach(),
             r2=1 - error.detach().sum() / energy.sum(),
             decoded={layer: score.detach() for layer, score in decoded.items()},

@@ -55,7 +55,8 @@ def attach(
         x_t_channels: give the decoder the noisy latent of that many channels too; for side networks that do not see it.
         snr: signal-to-noise ratio by timestep (0..1000), for weightings that need it.
         prediction: what the model predicts, for weightings that need it.
-        balanced: ``weight`` is the ratio of the alignment's gradient to the main loss's at the tapped feature.
+        balanced: ``weight`` is the ratio of the alignment's gradient to the main loss's at the tapped feature, which
+            must be one.
         decoder_channels: the decoder's halving of channels stops there.
         reads_prior: give the decoder the prior too, beside the noisy latent (``x_t_channels``). Neither tells anything
             of the residual, whose mean given x_t is zero: what is read must still come from the feature, but that need
@@ -78,6 +79,11 @@ def attach(
     choose("tap", tap, TAPS)
     check_weight(weight)
     chosen_weighting = make_weighting(weighting, snr=snr, prediction=prediction)
+    if balanced and len(layers) > 1:
+        raise LisaError(
+            f"balanced with {len(layers)} layers: what arrives at one of them holds the alignment of those behind it",
+            "Align one layer, or leave balanced out",
+        )
     if reads_prior and not x_t_channels:
         raise LisaError("reads_prior without x_t_channels", "A decoder that is given the prior is given x_t too")
     strides = given_strides(layers, stride)

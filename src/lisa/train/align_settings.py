@@ -23,8 +23,8 @@ class AlignSettings(Settings):
     weighting: str = Field("plain", description="By noise level: plain, normalised or min-snr.")
     balanced: bool = Field(
         False,
-        description="Weight is the ratio of the alignment's gradient to the main loss's at the aligned layer, instead "
-        "of a factor between the losses.",
+        description="Weight is the ratio of the alignment's gradient to the main loss's at the one aligned layer, "
+        "instead of a factor between the losses (which it stays during align.warmup, where there is no main loss).",
     )
     noises: Positive = Field(
         1,
@@ -61,7 +61,7 @@ class AlignSettings(Settings):
         return one_of(value, weighting_names() if info.field_name == "weighting" else schedule_names())
 
     @model_validator(mode="after")
-    def _balance_needs_both(self) -> AlignSettings:
+    def _teacher_knows_the_sample(self) -> AlignSettings:
         if self.teacher and self.target == "shuffled":
             raise ValueError("teacher and target=shuffled exclude each other: the teacher knows the sample itself")
         return self

@@ -146,6 +146,25 @@ class SaveCheckpoints(Callback):
         self._last = training.state.step
 
 
+class FreshStart(Callback):
+    """After the first ``steps`` steps, starts the optimiser anew for parameters that had no gradient in them.
+
+    Adam counts steps of which it saw nothing: the first real ones would be several times the learning rate.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
+        """Once, before the checkpoint of that step."""
+        if training.state.step != self.steps:
+            return
+        for known in training.optimizer.state.values():
+            moments = [value for value in known.values() if isinstance(value, Tensor) and value.dim()]
+            if moments and "step" in known and not any(bool(moment.any()) for moment in moments):
+                known["step"] = 0 * known["step"]  # a tensor, or a number
+
+
 class MovingAverage(Callback):
     """Keeps diffusers' ``EMAModel`` up to date."""
 

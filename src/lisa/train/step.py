@@ -84,7 +84,7 @@ class ControlStep:
         self.meter.update(target, prediction.prior, prediction.controlled, time, terms=terms)
         logs = {"mse": loss.detach(), "alignment": terms.alignment, "decoder_r2": terms.r2}
         more = [self._observed(batch, step, draw)[0].loss for draw in range(1, self.options.noises)]
-        return StepOutput(loss + sum(more, terms.loss) / (1 + len(more)), logs)
+        return StepOutput(sum(more, loss + terms.loss), logs)
 
     def inputs(self, batch: Batch, step: int, draw: int = 0) -> tuple[Inputs, Tensor]:
         """What both passes see, and the target; every random draw is keyed by (seed, step, visit, ``draw``)."""
@@ -107,7 +107,7 @@ class ControlStep:
         seen = [self._observed(batch, step, draw) for draw in range(self.options.noises)]
         terms = seen[0][0]
         # What lies behind the aligned layer has a part in the loss, of nothing: distributed wrappers wait for it.
-        loss = sum(each.loss for each, _ in seen) / len(seen) + sum(nothing for _, nothing in seen)
+        loss = sum(each.loss + nothing for each, nothing in seen)
         return StepOutput(loss, {"alignment": terms.alignment, "decoder_r2": terms.r2})
 
     def _observed(self, batch: Batch, step: int, draw: int) -> tuple[AlignmentTerms, Tensor]:
@@ -123,7 +123,8 @@ class ControlStep:
             target = options.teacher.target(target, inputs, step)
         if options.shuffled:
             target, prior = target.roll(1, 0), prior.roll(1, 0)
-        return self.align(target, prior, self.pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
+        time = self.pair.main.process.decoder_time(inputs.t)
+        return self.align(target, prior, time, x_t=inputs.x_t, share=1 / options.noises)
 
     def _set_weight(self, step: int) -> bool:
         """Whether this step is aligned."""

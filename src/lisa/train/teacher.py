@@ -59,17 +59,20 @@ class Teacher:
     def _teaching(self) -> Iterator[None]:
         """The side network with the average for weights, in eval mode and without its distributed wrapper.
 
-        Tensors change places, nothing is copied: a graph that waits for its backward pass finds its own back.
+        Tensors change places, nothing is copied: a graph that waits for its backward pass finds its own back. Autocast
+        remembers half-precision copies by parameter, whatever is in it: of the weights before, and of the average.
         """
         side, parameters = self.pair.side, trained_parameters(self.pair.side.module)
         callee, training, own = side.callee, side.module.training, [parameter.data for parameter in parameters]
         side.callee = side.module.eval()
         for parameter, average in zip(parameters, self._average, strict=True):
             parameter.data = average
+        torch.clear_autocast_cache()
         try:
             yield
         finally:
             for parameter, data in zip(parameters, own, strict=True):
                 parameter.data = data
+            torch.clear_autocast_cache()
             side.callee = callee
             side.module.train(training)
