@@ -11,7 +11,7 @@ quickstart: $(STAMP)
 	$(BIN)/lisa quickstart --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # a file's tests share what it trains
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ def encoded(encoder):
         return encoder.eval()(torch.arange(4, 40)[None], output_hidden_states=True).hidden_states[-1]
 
 
-@pytest.mark.parametrize(("make", "dtype"), KEPT, ids=str)
+@pytest.mark.parametrize(("make", "dtype"), KEPT, ids=lambda given: getattr(given, "__name__", str(given)))
 def test_text_encoders(make, dtype, tmp_path):
     _, encoder = make()
     encoder.save_pretrained(tmp_path)
