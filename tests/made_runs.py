@@ -16,10 +16,10 @@ SETTINGS: dict[str, Any] = {
     "out": "x",
     "seed": 0,
     "model": {"path": "tiny-sd", "pair": "sd-controlnet"},
-    "data": {"source": "scenes", "condition": "edges", "cache_dir": "x"},
+    "data": {"source": "scenes", "condition": "edges", "held_out": 64, "cache_dir": "x"},
     "align": {"enabled": True, "weight": 0.2},
     "train": {"steps": 1000, "lr_schedule": "constant_with_warmup"},
-    "log": {"held_out_every": 20, "held_out_levels": 2},
+    "log": {"held_out_every": 20, "held_out_levels": 2, "fidelity_every": 1000, "fidelity_samples": 16},
     "sample": {"steps": 20},
 }
 

@@ -64,6 +64,8 @@ def test_runs_of_several_machines_are_one_comparison(tmp_path):
         ("data.held_out", 32, False),
         ("train.steps", 900, False),
         ("log.held_out_levels", 4, False),
+        ("log.fidelity_samples", 4, False),
+        ("log.fidelity_every", 100, False),
         ("sample.steps", 4, False),
         ("model.path", "other", False),
         ("data.cache_dir", "elsewhere", True),
@@ -90,6 +92,30 @@ def made_settings():
     settings = json.loads(json.dumps(SETTINGS))
     settings["log"]["held_out_every"] = 20
     return settings
+
+
+def test_a_setting_that_only_one_version_knows_keeps_no_runs_apart(tmp_path):
+    make_run(tmp_path, "plain", 0, CURVE, settings={"data.newer": 1})
+    make_run(tmp_path, "plain", 1, CURVE)
+    make_run(tmp_path, "lisa", 0, CURVE, settings={"align.newer": 1})
+    make_run(tmp_path, "lisa", 1, CURVE)
+    assert len(read_comparison([tmp_path]).runs) == 4
+
+
+def test_which_of_two_runs_counts_is_not_a_matter_of_order(tmp_path):
+    make_run(tmp_path / "a", "lisa", 0, CURVE, until=400)
+    make_run(tmp_path / "b", "lisa", 0, CURVE, until=200)
+    make_run(tmp_path / "c", "lisa", 0, CURVE, until=100, diverged=True)
+    make_run(tmp_path / "d", "lisa", 0, CURVE)
+
+    def merged(*names):
+        return read_comparison([tmp_path / name for name in names]).runs["lisa", 0].path.parents[1].name
+
+    assert merged("a", "b") == merged("b", "a") == "a"  # the one that is further
+    assert merged("a", "c") == merged("c", "a") == "c"  # one that diverged will go no further
+    for both in (("c", "d"), ("d", "c")):
+        with pytest.raises(LisaError, match="same arm and seed, one (diverged, one finished|finished, one diverged)"):
+            merged(*both)
 
 
 def test_seeds_of_an_arm_have_the_same_settings(tmp_path):

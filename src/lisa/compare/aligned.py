@@ -19,7 +19,8 @@ from lisa.common.runfolder import RunFolder
 State = Literal["finished", "diverged", "unfinished"]
 
 # What decides what is measured: the same in all runs. The rest (align, train, side, ...) is what arms may differ in.
-_SHARED = ("data", "sample", "log.held_out_levels", "log.held_out_every", "model.path", "model.pair", "train.steps")
+_LOGGED = ("log.held_out_levels", "log.held_out_every", "log.fidelity_samples", "log.fidelity_every")
+_SHARED = ("data", "sample", *_LOGGED, "model.path", "model.pair", "train.steps")
 # Where things are and how they are kept: may differ anywhere.
 _PLACES = ("out", "resume", "overwrite", "data.cache", "data.cache_dir", "data.workers", "sample.batch_size")
 
@@ -130,19 +131,20 @@ def read_comparison(
         seeds: the same for seeds.
 
     Raises:
-        LisaError: there is no run, one cannot be read, the same run has been finished twice, or runs measure
-            different things; the message names the setting.
+        LisaError: there is no run, one cannot be read, the same run has been finished (or has diverged) twice, or
+            runs measure different things; the message names the setting.
     """
     runs: dict[tuple[str, int], Run] = {}
     for folder in folders:
         for run in _read_folder(Path(folder)):
             before = runs.get((run.arm, run.seed))
-            if before is not None and before.state == run.state == "finished":
+            if before is not None and before.counts and run.counts:
+                states = f"both {run.state}" if before.state == run.state else f"one {before.state}, one {run.state}"
                 raise LisaError(
-                    f"{str(before.path)!r} and {str(run.path)!r} are the same arm and seed, both finished",
+                    f"{str(before.path)!r} and {str(run.path)!r} are the same arm and seed, {states}",
                     "Leave one of them out",
                 )
-            if before is None or not before.counts:
+            if before is None or (run.counts, run.step) > (before.counts, before.step):
                 runs[run.arm, run.seed] = run
     names = sorted({arm for arm, _ in runs}) if arms is None else list(dict.fromkeys(arms))
     numbers = sorted({seed for _, seed in runs}) if seeds is None else sorted(set(seeds))
@@ -260,11 +262,12 @@ def _check_alike(runs: Sequence[Run]) -> None:
 
 
 def _compare(one: Run, other: Run, counts: Any) -> None:
-    for name in sorted({*one.settings, *other.settings}):
-        if counts(name) and one.settings.get(name) != other.settings.get(name):
+    """What both have set: a setting that only one has is of another version of LISA, which the report notes."""
+    for name in sorted(one.settings.keys() & other.settings.keys()):
+        if counts(name) and one.settings[name] != other.settings[name]:
             raise LisaError(
                 f"{str(one.path)!r} and {str(other.path)!r} cannot be compared: {name} is "
-                f"{one.settings.get(name)!r} in the one and {other.settings.get(name)!r} in the other",
+                f"{one.settings[name]!r} in the one and {other.settings[name]!r} in the other",
                 "Train both with the same, or leave one out",
             )
 
