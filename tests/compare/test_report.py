@@ -13,6 +13,7 @@ from PIL import Image
 
 from lisa.common.errors import LisaError
 from lisa.compare.aligned import read_comparison
+from lisa.compare.curves import _interval_line
 from lisa.compare.report import write_report
 from lisa.compare.results import summarise
 from lisa.sample.grids import grid_layout, labelled_grid, save_png
@@ -142,7 +143,7 @@ def test_what_is_missing_is_said(tmp_path):
     said = " ".join(
         write_report([tmp_path], tmp_path, arms=["plain", "late", "wild", "planned"], seeds=[0, 1])["notes"]
     )
-    assert "2 seeds at most" in said
+    assert "Few seeds can be paired with plain: none of late, 1 of wild, none of planned." in said
     assert "late: seed 0 is not finished (step 300 of 1000) and is left out" in said
     assert "late: there is no run of seed 1" in said and "planned: there is no run of seed 0, 1" in said
     assert "wild: seed 0 diverged at step 300" in said
@@ -159,6 +160,8 @@ def test_what_is_missing_is_said(tmp_path):
 def test_a_baseline_that_has_no_plateau_is_said(tmp_path):
     make_run(tmp_path / "rising", "plain", 0, lambda step: step / 5000)
     assert "has not reached its plateau: in its last fifth it gains 22.2%" in notes(tmp_path / "rising")
+    make_run(tmp_path / "falling", "plain", 0, lambda step: 1 - step / 4000)
+    assert "plain falls at its end: in its last fifth it loses 6." in notes(tmp_path / "falling")
     make_run(tmp_path / "nothing", "plain", 0, lambda step: -step / 1000)
     assert "plain gains nothing" in notes(tmp_path / "nothing")
     make_run(tmp_path / "none", "lisa", 0, saturating(100))
@@ -167,6 +170,40 @@ def test_a_baseline_that_has_no_plateau_is_said(tmp_path):
     assert "There is no finished run of plain" in notes(tmp_path / "begun")
     make_run(tmp_path / "cosine", "plain", 0, saturating(100), settings={"train.lr_schedule": "cosine"})
     assert "learning rate is annealed (train.lr_schedule=cosine)" in notes(tmp_path / "cosine")
+
+
+def test_seeds_are_counted_in_pairs_with_the_baseline(tmp_path):
+    for seed in range(5):
+        make_run(tmp_path, "plain", seed, saturating(100))
+        make_run(tmp_path, "all", seed, saturating(50))
+        make_run(tmp_path, "apart", seed + 3, saturating(50))
+    assert "can be paired with plain: 2 of apart." in notes(tmp_path)
+
+
+def test_one_seed_has_no_interval_of_the_time_per_step(tmp_path):
+    make_run(tmp_path, "plain", 0, saturating(100), seconds_per_step=0.2)
+    make_run(tmp_path, "lisa", 0, saturating(50), seconds_per_step=0.25)
+    ratio = rows(summarise(read_comparison([tmp_path])))["lisa"]["against_baseline"]["seconds_per_step"]
+    assert ratio == {"value": pytest.approx(1.25), "low": None, "high": None}
+
+
+def test_averaged_weights_are_said(tmp_path):
+    make_run(tmp_path, "plain", 0, saturating(100), settings={"train.ema": None})
+    assert "train.ema" not in notes(tmp_path)
+    make_run(tmp_path, "lisa", 0, saturating(100), settings={"train.ema": 0.99})
+    assert "Weights are averaged (train.ema) in lisa: curves of gain and gap" in notes(tmp_path)
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [("at most", 1), ("at least", 1), ("unknown", 0), (None, 2)])
+def test_speed_ups_are_drawn_with_and_without_ends(bound, drawn):
+    from matplotlib.figure import Figure
+
+    axis = Figure().add_subplot()
+    ends = (None, None) if bound else (1.5, 3.0)
+    speed = {"value": 2.0, "low": ends[0], "high": ends[1], "bound": bound, "never": [], "seeds": [0, 1]}
+    reach = _interval_line(axis, speed, 0.0, "black")
+    assert len(axis.lines) == drawn and reach == ([2.0] if bound else [2.0, 1.5, 3.0])
+    assert [text.get_text() for text in axis.texts] == (["?"] if bound == "unknown" else [])
 
 
 def test_another_arm_may_be_the_baseline(tmp_path):

@@ -36,6 +36,7 @@ def test_plateau_of_a_curve_that_is_flat_and_of_one_that_is_not():
     assert (rising.level, rising.growth) == (pytest.approx(0.9), pytest.approx(0.2 / 0.9))
     assert not plateau(STEPS, np.zeros_like(STEPS)).reached
     assert not plateau(STEPS, -curve(STEPS, 100)).reached
+    assert not plateau(STEPS, 1 - STEPS / 4000).reached  # it falls
     noisy = curve(STEPS, 100) + np.random.default_rng(0).normal(0, 0.004, len(STEPS))
     assert plateau(STEPS, noisy).reached  # the last reading alone may be 1% above
     with pytest.raises(LisaError, match="1 readings has no plateau"):
@@ -117,10 +118,10 @@ def test_an_arm_compared_with_itself_is_as_fast_as_itself():
 def test_what_was_never_reached_bounds_the_speed_up():
     arm = speed_up(needs(500, 500), needs(250, math.inf))
     assert arm.bound == "at most" and arm.per_seed == pytest.approx((2, 0.5))
-    assert arm.interval.value == pytest.approx(1) and arm.to_json()["low"] is None and arm.to_json()["high"] > 1
+    assert arm.interval.value == pytest.approx(1) and arm.to_json()["low"] is arm.to_json()["high"] is None
     base = speed_up(needs(500, math.inf), needs(250, 250))
     assert base.bound == "at least" and base.per_seed == pytest.approx((2, 4))
-    assert base.to_json()["high"] is None and base.interval.low < base.interval.value == pytest.approx(8**0.5)
+    assert base.to_json()["high"] is base.to_json()["low"] is None and base.interval.value == pytest.approx(8**0.5)
     assert speed_up(needs(500, math.inf), needs(math.inf, 250)).bound == "unknown"
     nobody = speed_up(needs(math.inf), needs(math.inf))
     assert nobody.bound == "unknown" and nobody.to_json()["value"] is None
@@ -156,5 +157,6 @@ def test_mean_of_what_was_needed():
     assert mean_needed(needs(100, 300)).interval.value == 200
     some = mean_needed(needs(100, math.inf))
     assert (some.bound, some.interval.value) == ("at least", 550) and some.to_json()["high"] is None
+    assert mean_needed(needs(900, 950, math.inf)).to_json()["low"] is None
     assert some.to_json()["per_seed"] == [100, None]
     assert mean_needed(needs(math.inf, math.inf)).to_json()["value"] is None

@@ -145,7 +145,7 @@ def _curves(
 
 
 def _forest(rows: Sequence[Mapping[str, Any]], x: str, levels: Sequence[float]) -> Callable[[Any], None]:
-    """One line per arm and level: the value, its interval, an arrow where an end is not known."""
+    """One line per arm and level: the value and its interval; an arrow alone where the value is a bound."""
 
     def draw(axis: Any) -> None:
         height, ticks, ends = 0.0, [], [0.5, 2.0]
@@ -174,6 +174,9 @@ def _interval_line(axis: Any, speed: Mapping[str, Any], height: float, shade: st
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axis.annotate("never", (1, height), color=shade, ha="center", va="center", fontsize=8, bbox=box)
         return []
+    if speed["bound"] == "unknown":
+        axis.annotate("?", (value, height), color=shade, ha="center", va="center", fontsize=8)
+        return [value]
     axis.plot([value], [height], marker={"at most": "<", "at least": ">"}.get(speed["bound"], "o"), color=shade)
     if low is not None and high is not None:
         axis.plot([low, high], [height, height], color=shade, linewidth=1.4)

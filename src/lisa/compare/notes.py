@@ -11,10 +11,7 @@ _ENOUGH_SEEDS = 5
 def notes(comparison: Comparison, level: Plateau | None) -> list[str]:
     """One sentence or two for each thing that limits what can be concluded."""
     found = [*_about_the_level(comparison.baseline, level)]
-    most = max((len(comparison.of(arm)) for arm in comparison.arms), default=0)
-    if most < _ENOUGH_SEEDS:
-        seeds = "is one seed" if most == 1 else f"are {most or 'no'} seeds"
-        found.append(f"There {seeds} at most. Seeds differ as much as arms do: quote nothing below five.")
+    found += _about_the_seeds(comparison)
     for arm in comparison.arms:
         found += _holes(comparison, arm)
     schedule = str(comparison.any_run.settings.get("train.lr_schedule", "constant"))
@@ -22,6 +19,13 @@ def notes(comparison: Comparison, level: Plateau | None) -> list[str]:
         found.append(
             f"The learning rate is annealed (train.lr_schedule={schedule}): curves are flat at the end because the "
             "steps get small, and speed-ups come out nearer to 1 than with a constant rate."
+        )
+    averaged = list(dict.fromkeys(run.arm for run in comparison.runs.values() if run.settings.get("train.ema")))
+    if averaged:
+        found.append(
+            f"Weights are averaged (train.ema) in {', '.join(averaged)}: curves of gain and gap, and with them plateau, "
+            "speed-up and onset, are of the raw weights; the side network, its fidelity and the figures at the end are "
+            "of the average."
         )
     for name, several in versions(comparison).items():
         if len(several) > 1:
@@ -38,11 +42,33 @@ def versions(comparison: Comparison) -> dict[str, list[str]]:
     return {name: sorted(several) for name, several in found.items()}
 
 
+def _about_the_seeds(comparison: Comparison) -> list[str]:
+    """Arms with few seeds that the baseline has, too: differences and ratios are paired by seed."""
+    paired = {
+        arm: len(comparison.of(arm).keys() & comparison.of(comparison.baseline).keys()) for arm in comparison.arms
+    }
+    if len(paired) > 1:
+        paired.pop(comparison.baseline, None)
+    few = [f"{count or 'none'} of {arm}" for arm, count in paired.items() if count < _ENOUGH_SEEDS]
+    if not few:
+        return []
+    return [
+        f"Few seeds can be paired with {comparison.baseline}: {', '.join(few)}. Seeds differ as much as arms do: quote "
+        "nothing below five."
+    ]
+
+
 def _about_the_level(baseline: str, level: Plateau | None) -> list[str]:
     if level is None:
         return [f"There is no finished run of {baseline} to count the steps of: no speed-up, and no onset."]
     if level.level <= 0:
         return [f"{baseline} gains nothing: its control gain ends at {level.level:.3f}. Train longer for a level."]
+    if level.growth <= -FLAT:
+        return [
+            f"{baseline} falls at its end: in its last fifth it loses {-100 * level.growth:.1f}% (the bound is "
+            f"{100 * FLAT:.0f}%). Speed-ups are to where it stands then, below what it had reached; look for the cause, "
+            "such as too high a learning rate, before you quote them."
+        ]
     if not level.reached:
         return [
             f"{baseline} has not reached its plateau: in its last fifth it gains {100 * level.growth:.1f}% (the bound "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lisa.common.intervals import Interval, t_interval
+from lisa.common.intervals import t_interval
 from lisa.compare.aligned import Comparison, Curve, Run, of_the_place
 from lisa.compare.notes import notes, versions
 from lisa.compare.speed_up import (
@@ -18,6 +18,7 @@ from lisa.compare.speed_up import (
     Needed,
     Plateau,
     mean_needed,
+    mean_ratio,
     onset,
     plateau,
     speed_up,
@@ -174,16 +175,13 @@ def _against(comparison: Comparison, arm: str) -> dict[str, Any]:
         return _interval([figure(ours[seed]) - figure(theirs[seed]) for seed in seeds])
 
     times = [ours[seed].seconds_per_step / theirs[seed].seconds_per_step for seed in seeds]
-    ratio = t_interval(np.log(times)) if times else None
     conditions = [name for name in _conditions(ours) if name in _conditions(theirs)]
     return {
         "seeds": seeds,
         "final_gain": difference(final_gain),
         "condition_gap": difference(final_gap),
         "fidelities": {name: difference(final_fidelity(name)) for name in conditions},
-        "seconds_per_step": None
-        if ratio is None
-        else Interval(*(math.exp(min(end, 700.0)) for end in (ratio.value, ratio.low, ratio.high))).to_json(),
+        "seconds_per_step": mean_ratio([math.log(ratio) for ratio in times]).to_json() if times else None,
     }
 
 
@@ -239,8 +237,8 @@ def _differences(comparison: Comparison, arm: str) -> dict[str, Any]:
     mine = of.get(arm)
     if mine is None:
         return {}
-    names = [name for name in {**reference, **mine} if name != "seed" and not of_the_place(name)]
-    return {name: mine.get(name) for name in names if mine.get(name) != reference.get(name) and name[:4] != "log."}
+    names = [name for name in reference if name in mine and name != "seed" and not of_the_place(name)]
+    return {name: mine[name] for name in names if mine[name] != reference[name] and name[:4] != "log."}
 
 
 def _common_settings(comparison: Comparison) -> dict[str, Any]:

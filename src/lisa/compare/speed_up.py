@@ -21,7 +21,7 @@ from lisa.common.intervals import FloatArray, Interval, t_interval
 LEVELS = (0.95, 0.8, 0.5)
 #: Readings in the running mean.
 WINDOW = 3
-#: A curve that gains less than this share of its plateau in its last fifth has reached it.
+#: A curve that gains or loses less than this share of its plateau in its last fifth has reached it.
 FLAT = 0.01
 #: Onset: the condition gap is above this share of the plateau, for so many readings in a row.
 ONSET_SHARE, ONSET_STAYS = 0.1, 3
@@ -44,7 +44,7 @@ class Plateau:
     @property
     def reached(self) -> bool:
         """Whether the curve is flat at its end. A level that is not above zero is no plateau of anything."""
-        return self.level > 0 and self.growth < FLAT
+        return self.level > 0 and abs(self.growth) < FLAT
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,12 @@ def speed_up(baseline: Sequence[Needed], arm: Sequence[Needed]) -> Bounded:
 
     Where a run never reached the level, it stands with all that it was trained for, the least that it can have needed:
 
-    - the arm never did in some seeds: the truth is *at most* the value, and the lower end is not known (zero);
-    - the baseline never did: the truth is *at least* the value, and the upper end is not known;
+    - the arm never did in some seeds: the truth is *at most* the value;
+    - the baseline never did: the truth is *at least* the value;
     - both kinds among the seeds: nothing but the value, marked *unknown*. A seed in which neither did tells nothing: it
-      is left out, but the ends are then not known either.
+      is left out, and the value is *unknown*, too.
+
+    In all of these neither end of the interval is known: with the stand-in the seeds spread less, or more, than they do.
 
     Raises:
         LisaError: different numbers of seeds, or none.
@@ -165,9 +167,7 @@ def speed_up(baseline: Sequence[Needed], arm: Sequence[Needed]) -> Bounded:
         bound = "unknown"
     elif kinds & {(True, False), (False, True)}:
         bound = "at least" if (True, False) in kinds else "at most"
-    interval = t_interval(known) if known else _UNKNOWN
-    ratios = Interval(*(math.exp(min(end, 700.0)) for end in (interval.value, interval.low, interval.high)))
-    return _bounded(_open_ends(ratios, len(known)), bound, [math.exp(value) for value in logs])
+    return _bounded(mean_ratio(known) if known else _UNKNOWN, bound, [math.exp(value) for value in logs])
 
 
 def mean_needed(amounts: Sequence[Needed]) -> Bounded:
@@ -183,14 +183,18 @@ def mean_needed(amounts: Sequence[Needed]) -> Bounded:
     return _bounded(_UNKNOWN if nobody else interval, bound, per_seed)
 
 
-def _open_ends(ratios: Interval, count: int) -> Interval:
-    """A ratio of one seed, or of none, has no interval."""
-    return Interval(ratios.value, -math.inf, math.inf) if count < 2 else ratios
+def mean_ratio(logs: Sequence[float]) -> Interval:
+    """Geometric mean of ratios with its t-interval, from their logarithms; of a single one both ends are infinite.
+
+    Raises:
+        LisaError: there is none.
+    """
+    found = t_interval(logs)
+    value, low, high = (math.exp(min(end, 700.0)) for end in (found.value, found.low, found.high))
+    return Interval(value, low, high) if len(logs) > 1 else Interval(value, -math.inf, math.inf)
 
 
 def _bounded(interval: Interval, bound: Bound, per_seed: Sequence[float]) -> Bounded:
-    if bound in ("at most", "unknown"):
-        interval = replace(interval, low=-math.inf)
-    if bound in ("at least", "unknown"):
-        interval = replace(interval, high=math.inf)
+    if bound:  # what stands in for a seed that never got there is no reading: its spread tells nothing
+        interval = replace(interval, low=-math.inf, high=math.inf)
     return Bounded(interval, bound, tuple(per_seed))
