@@ -34,6 +34,8 @@ def test_layers_are_spread_around_the_default():
     assert spread_layers(down, "down.5") == ["down.2", "down.5", "down.8"]
     assert spread_layers(["block.0", "block.1"], "block.1") == ["block.0", "block.1"]
     assert spread_layers(["mid"], "mid") == ["mid"]
+    with pytest.raises(LisaError, match=r"'own' is not among the side network's layers.*Choices: down\.0, mid"):
+        spread_layers(["down.0", "mid"], "own")
 
 
 def test_arms_written_out():

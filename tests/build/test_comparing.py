@@ -167,8 +167,17 @@ def test_layers_of_the_model_are_spread(sd_small, tmp_path):
     config = plan(tmp_path / "out", sd_small, "multi-layer", "1").configs["multi-layer", 0]
     assert config.align.layer == ["down.2", "down.5", "down.7"]
     assert config.data.cache_dir == tmp_path / "out" / "cache"
+    own = plan(tmp_path / "out", sd_small, "multi-layer", "1", align__layer="down.2")
+    assert own.configs["multi-layer", 0].align.layer == ["down.1", "down.2", "down.5"]
+    with pytest.raises(LisaError, match=r"arm multi-layer: 'zero.1' is not among"):
+        plan(tmp_path / "out", sd_small, "multi-layer", "1", align__layer="zero.1")
     given = plan(tmp_path / "out", sd_small, "lisa", "1", data__cache_dir=str(tmp_path / "mine"))
     assert given.configs["lisa", 0].data.cache_dir == tmp_path / "mine"
+
+
+def test_the_clock_decides_no_reading(sd_small, tmp_path):
+    wanted = plan(tmp_path / "out", sd_small, seeds="1", log__fidelity_share=0.5)
+    assert {config.log.fidelity_share for config in wanted.configs.values()} == {None}
 
 
 def test_resume_and_overwrite_are_not_for_comparisons(sd_small, tmp_path):
@@ -202,8 +211,8 @@ def test_a_process_of_its_own(sd_small, tmp_path, monkeypatch):
 def test_seeds():
     assert parse_seeds("5") == [0, 1, 2, 3, 4] and parse_seeds("3-4") == [3, 4]
     assert parse_seeds("7,") == [7] and parse_seeds("8, 0,2-3") == [0, 2, 3, 8]
-    for wrong in ("0", "", "4-3", "a", "-1", "1.5"):
-        with pytest.raises(LisaError, match="tells no seeds"):
+    for wrong in ("0", "", "4-3", "a", "-1", "1.5", "²", "0-²"):
+        with pytest.raises(LisaError, match=f"^'{wrong}' tells no seeds"):
             parse_seeds(wrong)
 
 

@@ -60,7 +60,17 @@ class Arm:
 
 
 def spread_layers(names: Sequence[str], default: str) -> list[str]:
-    """The default layer, the one half-way to the first, and the one half-way to the last, in their order."""
+    """The default layer, the one half-way to the first, and the one half-way to the last, in their order.
+
+    Raises:
+        LisaError: the default is none of ``names``.
+    """
+    if default not in names:
+        raise LisaError(
+            f"{default!r} is not among the side network's layers, so none can be said to lie before and after it",
+            "Set align.layer to one of them, or name three in the arm: three:lisa;align.layer=[a, b, c]",
+            names,
+        )
     at = names.index(default)
     return [names[i] for i in sorted({at // 2, at, (at + len(names) - 1) // 2})]
 

@@ -77,10 +77,11 @@ def make_plan(
         except LisaError as error:
             raise LisaError(f"arm {arm.name}: {error.problem}", error.remedy, error.choices) from None
         data = config.data.model_copy(update={"cache_dir": config.data.cache_dir or out / "cache"})
+        log = config.log.model_copy(update={"fidelity_share": None})  # the clock must not decide what is read
         for seed in seeds:
             place = out / arm.name / f"seed-{seed}"
             configs[arm.name, seed] = config.model_copy(
-                update={"out": place, "seed": seed, "data": data, "resume": "latest"}
+                update={"out": place, "seed": seed, "data": data, "log": log, "resume": "latest"}
             )
     _check_different(arms, seeds, configs)
     return Plan(out, arms, seeds, configs)
@@ -160,9 +161,9 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         LisaError: it is none of these, or no seed at all.
     """
-    if text.strip().isdigit():
-        text = f"0-{int(text) - 1}"
-    return sorted(_numbers(text, text))
+    if text.strip().isdecimal() and int(text) > 0:
+        return list(range(int(text)))
+    return sorted(_numbers("" if text.strip().isdecimal() else text, text))
 
 
 def parse_only(text: str, plan: Plan) -> set[tuple[str, int]]:
@@ -189,7 +190,7 @@ def _numbers(text: str, whole: str) -> set[int]:
     found: set[int] = set()
     for item in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = item.partition("-")
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise LisaError(f"{whole!r} tells no seeds", "Write 5 for 0 to 4, 3-4, or 0,2,7")
         found |= set(range(int(first), int(last or first) + 1))
     if not found:
@@ -212,9 +213,10 @@ class _Networks:
         return self._made[key]
 
     def layers(self, config: TrainConfig) -> tuple[list[str], str]:
-        """Names of the layers that can be aligned, and the default among them."""
-        pair = self.of(config)
-        return [layer.name for layer in pair.side.layers()], pair.spec.default_layer
+        """Names of the layers that can be aligned, and the one to align by default: what is set (its first), or the pair's."""
+        pair, given = self.of(config), config.align.layer
+        default = pair.spec.default_layer if given is None else given if isinstance(given, str) else given[0]
+        return [layer.name for layer in pair.side.layers()], default
 
 
 def _check_arms(waiting: Sequence[TrainConfig]) -> None:
@@ -260,7 +262,7 @@ def _check_same(config: TrainConfig) -> None:
 
 
 def _indifferent(name: str) -> bool:
-    return of_the_place(name) or name.startswith("log.checkpoint") or name == "log.tracker"
+    return of_the_place(name) or name.startswith("log.checkpoint") or name in ("log.tracker", "log.fidelity_share")
 
 
 def _done(config: TrainConfig) -> bool:
