@@ -114,7 +114,7 @@ def test_which_of_two_runs_counts_is_not_a_matter_of_order(tmp_path):
     assert merged("a", "b") == merged("b", "a") == "a"  # the one that is further
     assert merged("a", "c") == merged("c", "a") == "c"  # one that diverged will go no further
     for both in (("c", "d"), ("d", "c")):
-        with pytest.raises(LisaError, match="same arm and seed, one (diverged, one finished|finished, one diverged)"):
+        with pytest.raises(LisaError, match=r"same arm and seed, one (diverged, one finished|finished, one diverged)"):
             merged(*both)
 
 

@@ -213,7 +213,7 @@ class _Networks:
         return self._made[key]
 
     def layers(self, config: TrainConfig) -> tuple[list[str], str]:
-        """Names of the layers that can be aligned, and the one to align by default: what is set (its first), or the pair's."""
+        """Names of the layers that can be aligned, and the default: what is set (the first of it), or the pair's."""
         pair, given = self.of(config), config.align.layer
         default = pair.spec.default_layer if given is None else given if isinstance(given, str) else given[0]
         return [layer.name for layer in pair.side.layers()], default

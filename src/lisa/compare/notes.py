@@ -23,9 +23,9 @@ def notes(comparison: Comparison, level: Plateau | None) -> list[str]:
     averaged = list(dict.fromkeys(run.arm for run in comparison.runs.values() if run.settings.get("train.ema")))
     if averaged:
         found.append(
-            f"Weights are averaged (train.ema) in {', '.join(averaged)}: curves of gain and gap, and with them plateau, "
-            "speed-up and onset, are of the raw weights; the side network, its fidelity and the figures at the end are "
-            "of the average."
+            f"Weights are averaged (train.ema) in {', '.join(averaged)}: curves of gain and gap, and with them "
+            "plateau, speed-up and onset, are of the raw weights; the side network, its fidelity and the "
+            "figures at the end are of the average."
         )
     for name, several in versions(comparison).items():
         if len(several) > 1:
@@ -66,8 +66,8 @@ def _about_the_level(baseline: str, level: Plateau | None) -> list[str]:
     if level.growth <= -FLAT:
         return [
             f"{baseline} falls at its end: in its last fifth it loses {-100 * level.growth:.1f}% (the bound is "
-            f"{100 * FLAT:.0f}%). Speed-ups are to where it stands then, below what it had reached; look for the cause, "
-            "such as too high a learning rate, before you quote them."
+            f"{100 * FLAT:.0f}%). Speed-ups are to where it stands then, below what it had reached; look for the "
+            "cause, such as too high a learning rate, before you quote them."
         ]
     if not level.reached:
         return [

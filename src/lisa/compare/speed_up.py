@@ -151,7 +151,7 @@ def speed_up(baseline: Sequence[Needed], arm: Sequence[Needed]) -> Bounded:
     - both kinds among the seeds: nothing but the value, marked *unknown*. A seed in which neither did tells nothing: it
       is left out, and the value is *unknown*, too.
 
-    In all of these neither end of the interval is known: with the stand-in the seeds spread less, or more, than they do.
+    In all of these neither end of the interval is known: with the stand-in seeds spread less, or more, than they do.
 
     Raises:
         LisaError: different numbers of seeds, or none.
