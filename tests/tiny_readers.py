@@ -32,7 +32,7 @@ def depth(folder: Path) -> Path:
 
 
 def mask2former(folder: Path, classes: int = 3) -> Path:
-    """Universal, trained on reduced labels as those for ADE20K are."""
+    """Universal; like the published ones for ADE20K, its processor does not say that labels were reduced."""
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
@@ -62,7 +62,7 @@ def mask2former(folder: Path, classes: int = 3) -> Path:
         num_queries=4,
         num_labels=classes,
     )
-    processor = Mask2FormerImageProcessor(size={"height": 64, "width": 64}, do_reduce_labels=True)
+    processor = Mask2FormerImageProcessor(size={"height": 64, "width": 64})
 
     def decided(model: Any) -> None:
         for name, parameter in model.named_parameters():  # each query of a class of its own, in a place of its own

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def test_depth_of_equal_pictures_is_perfect_and_the_record_exact(folders, tmp_pa
 
 
 def test_segmentation_against_the_datas_own_labels(folders, tmp_path):
-    """Labels that are what the network reads off the picture, one higher (reduced), in part void: all right."""
+    """Labels that are what the network reads off the picture, one higher as ADE20K's, in part void: all right."""
     from lisa.evaluate.extractors.segmentation import SegmentationReader
     from lisa.evaluate.extractors.weights import locate
 
@@ -77,6 +79,19 @@ def test_segmentation_against_the_datas_own_labels(folders, tmp_path):
     assert evaluate(made, **given, judging=judging)["fidelity"]["value"] == 1
     Image.fromarray(255 - np.asarray(Image.open(made / "1.png"))).save(made / "1.png")
     assert evaluate(made, **given, judging=judging)["fidelity"]["value"] < 1
+    for i in range(3):  # from 7 on, which must be said
+        labels = np.asarray(Image.open(tmp_path / "labels" / f"{i}.png"))
+        Image.fromarray(labels + 6).save(tmp_path / "labels" / f"{i}.png")
+    shutil.rmtree(made)
+    shutil.copytree(data / "images", made)
+    with pytest.raises(LisaError, match=r"png' holds \d, but 3 classes from 1 on end at 3"):
+        evaluate(made, **given, judging=judging)
+    options = ["--data", data, "--condition", "segmentation", "--protocol", "controlnet++", "--extractor", folder]
+    done = invoke(made, *options, "--labels", tmp_path / "labels", "--labels-start", 7, "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["fidelity"]["value"] == 1, done.output
+    for wrong in (replace(judging, labels_start=255), Judging("lisa", labels_start=1)):
+        with pytest.raises(LisaError, match=r"labels_start is \d+, .*0\.\.254, for a protocol that judges by label"):
+            evaluate(made, **given, judging=wrong)
     with pytest.raises(LisaError, match=r"judges by the data's own label maps.*--labels"):
         evaluate(made, **given, judging=Judging("controlnet++", extractor=str(folder)))
     with pytest.raises(LisaError, match=r"lisa/segmentation uses no label maps"):
@@ -112,8 +127,10 @@ def test_own_protocols_take_metrics_and_refuse_what_they_do_not_use(folders, tmp
     result = evaluate(made, data=str(data), condition="canny", judging=Judging(metrics=["psnr"]))
     assert result["protocol"] == "pictures/canny" and set(result["metrics"]) == {"edge_f1", "psnr"}
     assert "deviations" not in result and result["per_image"]["0"].keys() == {"edge_f1", "fidelity", "psnr"}
-    with pytest.raises(LisaError, match=r"extractor, labels: only published protocols use that.*Choices: lisa"):
-        evaluate(made, data=str(data), condition="canny", judging=Judging(extractor="x", labels="y"))
+    with pytest.raises(
+        LisaError, match=r"extractor, labels, labels_start: only published protocols use that.*Choices: lisa"
+    ):
+        evaluate(made, data=str(data), condition="canny", judging=Judging(extractor="x", labels="y", labels_start=1))
     with pytest.raises(LisaError, match="unknown condition of the protocol lisa 'canny'"):
         evaluate(made, data=str(data), condition="canny", judging=Judging("lisa"))
     (made / "2.png").unlink()

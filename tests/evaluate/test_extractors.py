@@ -65,13 +65,6 @@ def test_classes_are_what_the_pipeline_of_transformers_reads(made, image, name):
         assert np.array_equal(np.asarray(part["mask"]) > 0, found == number)
 
 
-def test_labels_of_a_data_set_in_the_segmenters_numbers(made):
-    labels = np.asarray([[0, 1, 3, 4, 255]])
-    reduced, plain = (SegmentationReader(locate(str(made(name)))) for name in ("mask2former", "segformer"))
-    assert reduced.own_classes(labels).tolist() == [[255, 0, 2, 255, 255]], "0 is no class, as in ADE20K"
-    assert plain.own_classes(labels).tolist() == [[0, 1, 255, 255, 255]]
-
-
 def test_joints_move_with_the_person(made, monkeypatch):
     """The same content 7 and 12 pixels further on, in a box that is moved with it: so are all joints."""
     reader = PoseReader(locate(str(made("pose"))), locate(str(made("detector"))))

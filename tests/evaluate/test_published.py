@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +11,6 @@ from lisa.data.samples import Sample
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import published
 from lisa.evaluate.extractors.pose import People
-from lisa.evaluate.extractors.segmentation import SegmentationReader
 from lisa.evaluate.labels import read_label_maps
 from lisa.evaluate.metrics import edge_f1, miou, ms_ssim, pose_pck
 from lisa.evaluate.pooled import pooled, ratio, single
@@ -148,11 +145,9 @@ def test_depth_is_normalised_and_fidelity_is_higher_for_better(family, metric, s
 
 
 class Segments:
-    """Reads the class off the first channel; its labels are one higher, as ADE20K's."""
+    """Reads the class off the first channel."""
 
     classes = 3
-    _processor = SimpleNamespace(do_reduce_labels=True)
-    own_classes = SegmentationReader.own_classes
 
     def __call__(self, image):
         return image[..., 0].astype(np.int64)
@@ -163,7 +158,7 @@ def test_segmentation_is_judged_by_the_real_picture_or_by_the_labels():
     expected = (2 / 3 + 1 / 2) / 2
     lisa = published.evaluate(published.find("lisa", "segmentation"), Segments(), [made], [truth])
     assert lisa["fidelity"]["value"] == pytest.approx(expected) and lisa["metrics"]["miou"]["higher_is_better"]
-    labels = [np.asarray([[1, 1, 0, 3]])]  # in the reader's numbers 0, 0, none, 2
+    labels = [np.asarray([[0, 0, 255, 2]])]
     theirs = published.evaluate(published.find("controlnet++", "segmentation"), Segments(), [made], [truth], labels)
     assert theirs["fidelity"]["value"] == pytest.approx((1 + 0 + 0) / 3), "class 1 was made where there is none of it"
 
@@ -248,17 +243,30 @@ def test_label_maps_are_read_cropped_and_refused(tmp_path):
     palette = Image.fromarray(labels).convert("P")
     palette.putdata(list(labels.ravel()))
     palette.save(tmp_path / "b.png")
-    maps = read_label_maps(tmp_path, ["a", "b"])
+    plain = {"start": 0, "classes": 24}
+    maps = read_label_maps(tmp_path, ["a", "b"], **plain)
     assert np.array_equal(maps[0], labels) and np.array_equal(maps[1], labels)
-    cropped = read_label_maps(tmp_path, ["a"], PairedTransform((4, 4)))[0]
+    cropped = read_label_maps(tmp_path, ["a"], PairedTransform((4, 4)), **plain)[0]
     assert np.array_equal(cropped, labels[:, 1:5]), "the centre, as the pictures"
-    shrunk = read_label_maps(tmp_path, ["a"], PairedTransform((2, 3)))[0]
+    shrunk = read_label_maps(tmp_path, ["a"], PairedTransform((2, 3)), **plain)[0]
     assert set(shrunk.ravel()) <= set(labels.ravel()) and shrunk.shape == (2, 3), "numbers are not mixed"
     with pytest.raises(LisaError, match=r"lacks 2 of 3 label maps \('c.png' ...\)"):
-        read_label_maps(tmp_path, ["a", "c", "d"])
+        read_label_maps(tmp_path, ["a", "c", "d"], **plain)
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "c.png")
     with pytest.raises(LisaError, match=r"c.png' is of mode RGB, not numbers of classes"):
-        read_label_maps(tmp_path, ["c"])
+        read_label_maps(tmp_path, ["c"], **plain)
     (tmp_path / "d.png").write_bytes(b"half")
     with pytest.raises(LisaError, match=r"d.png' cannot be read"):
-        read_label_maps(tmp_path, ["d"])
+        read_label_maps(tmp_path, ["d"], **plain)
+
+
+def test_classes_of_label_maps_begin_where_they_are_said_to(tmp_path):
+    """Raw ADE20K: 0 is none, 1 .. 150 are the classes 0 .. 149; nothing beyond them is taken for none."""
+    Image.fromarray(np.asarray([[0, 1, 150, 255]], np.uint8)).save(tmp_path / "a.png")
+    start = published.find("controlnet++", "segmentation").labels_start
+    assert read_label_maps(tmp_path, ["a"], start=start, classes=150)[0].tolist() == [[255, 0, 149, 255]]
+    assert read_label_maps(tmp_path, ["a"], start=0, classes=151)[0].tolist() == [[0, 1, 150, 255]]
+    with pytest.raises(LisaError, match=r"a.png' holds 150, but 150 classes from 0 on end at 149.*--labels-start"):
+        read_label_maps(tmp_path, ["a"], start=0, classes=150)
+    with pytest.raises(LisaError, match=r"holds 150, but 149 classes from 1 on end at 149.*--extractor"):
+        read_label_maps(tmp_path, ["a"], start=1, classes=149)

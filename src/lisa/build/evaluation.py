@@ -15,7 +15,7 @@ from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.sources import check_source, open_source
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import extras, protocols, published
-from lisa.evaluate.labels import read_label_maps
+from lisa.evaluate.labels import VOID, read_label_maps
 from lisa.evaluate.runner import evaluate_images, read_folder
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
@@ -32,6 +32,7 @@ class Judging:
             published ones.
         detector: the same, of the person detector of poses.
         labels: folder of the data's own label maps, where a protocol asks for them.
+        labels_start: the number of the first class in them; None: what the protocol's labels have.
         metrics: further ones, of :data:`lisa.evaluate.extras.EXTRAS`.
         clip: weights of CLIP, for those that use it.
     """
@@ -40,6 +41,7 @@ class Judging:
     extractor: str | None = None
     detector: str | None = None
     labels: str | Path | None = None
+    labels_start: int | None = None
     metrics: Sequence[str] = ()
     clip: str = extras.CLIP
 
@@ -121,7 +123,8 @@ class _Judge:
         judging = self.judging
         if self.protocol is None:
             protocols.find(self.condition, exact)
-            given = [name for name in ("extractor", "detector", "labels") if getattr(judging, name) is not None]
+            options = ("extractor", "detector", "labels", "labels_start")
+            given = [name for name in options if getattr(judging, name) is not None]
             if given:
                 raise LisaError(
                     f"{', '.join(given)}: only published protocols use that",
@@ -132,6 +135,11 @@ class _Judge:
             needs = "judges by the data's own label maps" if self.protocol.labels else "uses no label maps"
             remedy = "Give their folder with --labels" if self.protocol.labels else "Leave out --labels"
             raise LisaError(f"the protocol {self.protocol.name} {needs}", remedy)
+        elif judging.labels_start is not None and (judging.labels is None or not 0 <= judging.labels_start < VOID):
+            raise LisaError(
+                f"labels_start is {judging.labels_start}, the number of the first class in label maps of bytes",
+                f"Give a number of 0..{VOID - 1}, for a protocol that judges by label maps",
+            )
 
     def _fidelity(
         self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None
@@ -153,7 +161,9 @@ class _Judge:
             }
         labels = None
         if self.judging.labels is not None:
-            labels = read_label_maps(self.judging.labels, [sample.key for sample in samples], transform)
+            given, keys = self.judging.labels_start, [sample.key for sample in samples]
+            start = self.protocol.labels_start if given is None else given
+            labels = read_label_maps(self.judging.labels, keys, transform, start=start, classes=self.reader.classes)
         return published.evaluate(self.protocol, self.reader, images, samples, labels)
 
 

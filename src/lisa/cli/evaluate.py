@@ -25,6 +25,9 @@ def evaluate(
     ] = None,
     detector: Annotated[str | None, typer.Option("--detector", help="Weights of poses' person detector.")] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="Folder of the data's own label maps (PNG).")] = None,
+    labels_start: Annotated[
+        int | None, typer.Option("--labels-start", min=0, max=254, help="Number of their first class; ADE20K's is 1.")
+    ] = None,
     metrics: Annotated[
         str, typer.Option("--metrics", help="More of them, such as psnr,lpips,clip_score (docs/evaluation.md).")
     ] = "",
@@ -48,6 +51,7 @@ def evaluate(
         extractor=extractor,
         detector=detector,
         labels=labels,
+        labels_start=labels_start,
         metrics=[name.strip() for name in metrics.split(",") if name.strip()],
         **({} if clip is None else {"clip": clip}),
     )

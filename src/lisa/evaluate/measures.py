@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lisa.data.conditions.canny import edge_mask
 from lisa.data.conditions.edges import edge_strength
 from lisa.data.samples import ByteArray, Sample
-from lisa.evaluate.extractors.segmentation import VOID
+from lisa.evaluate.labels import VOID
 from lisa.evaluate.metrics import depth_rmse, edge_f1, miou, ms_ssim, pose_pck, psnr_ssim
 from lisa.evaluate.pooled import Counts, single
 
@@ -34,7 +34,7 @@ def segmentation(reader: Any, sample: Sample, made: ByteArray, _: Any) -> Counts
 def labels(reader: Any, sample: Sample, made: ByteArray, labels: NDArray[np.int64] | None) -> Counts:
     """The same, of what was made against the data set's labels."""
     assert labels is not None  # the caller has read them
-    return miou.counts(reader.own_classes(labels), reader(made), reader.classes, VOID)
+    return miou.counts(labels, reader(made), reader.classes, VOID)
 
 
 def pose(reader: Any, sample: Sample, made: ByteArray, _: Any) -> Counts:

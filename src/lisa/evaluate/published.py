@@ -23,7 +23,7 @@ from lisa.evaluate.extractors.segmentation import SegmentationReader
 from lisa.evaluate.extractors.weights import locate
 from lisa.evaluate.pooled import Counts, pooled, ratio
 
-#: Per picture: the sample, what was made, and the data set's labels (H, W) where the protocol wants them.
+#: Per picture: the sample, what was made, and the data set's classes (H, W) where the protocol wants them.
 Measure = Callable[[Any, Sample, ByteArray, "NDArray[np.int64] | None"], Counts]
 
 
@@ -39,6 +39,7 @@ class Published:
         reader: kind of network, or None.
         weights: of the reader, as published; for poses the estimator's and the detector's.
         labels: whether the truth is the data set's own label maps.
+        labels_start: the number of the first class in them, unless the user says otherwise; lower ones are no class.
         error: the greatest value of a metric that is an error; fidelity is 1 - value / error. 0: it is the metric.
         unit: of the metric.
         differs: what is done otherwise here than published.
@@ -52,6 +53,7 @@ class Published:
     reader: str | None = None
     weights: tuple[str, ...] = ()
     labels: bool = False
+    labels_start: int = 0
     error: float = 0.0
     unit: str = ""
     differs: tuple[str, ...] = ()
@@ -128,7 +130,7 @@ def evaluate(
         reader: see :func:`load_reader`.
         images: uint8 (H, W, 3), one per sample.
         samples: what was asked for.
-        labels: (H, W) each, where ``protocol.labels``.
+        labels: (H, W) each, where ``protocol.labels``: see :func:`lisa.evaluate.labels.read_label_maps`.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -280,6 +282,7 @@ FAMILIES: dict[str, dict[str, Published]] = {
             reader="segmentation",
             weights=_MASK2FORMER,
             labels=True,
+            labels_start=1,  # ADE20K's files: 0 is none; the weights' classes begin at 0, and do not say so
         ),
         Published(
             "controlnet++/depth",

@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 from lisa.data.samples import ByteArray
 from lisa.evaluate.extractors.weights import Weights, load_model, load_processor
 
-#: Pixels that are of no class in a data set's labels.
-VOID = 255
-
 
 class SegmentationReader:
     """A segmenter of transformers: universal (Mask2Former, MaskFormer, OneFormer) or semantic (SegFormer, UPerNet ...).
@@ -41,11 +38,3 @@ class SegmentationReader:
             outputs = self._model(**inputs)
         found = self._processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
         return np.asarray(found[0].cpu().numpy(), np.int64)
-
-    def own_classes(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """A data set's labels (H, W) in the numbers of this segmenter; what it has no number for is :data:`VOID`.
-
-        Where its processor was trained with ``do_reduce_labels`` (ADE20K: 0 is no class), labels are one higher.
-        """
-        own = labels - 1 if getattr(self._processor, "do_reduce_labels", False) else labels
-        return np.where((own >= 0) & (own < self.classes) & (labels != VOID), own, VOID)
