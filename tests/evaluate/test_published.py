@@ -10,6 +10,7 @@ from lisa.common.errors import LisaError
 from lisa.data.samples import Sample
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import published
+from lisa.evaluate.deviations import deviations
 from lisa.evaluate.extractors.pose import People
 from lisa.evaluate.labels import read_label_maps
 from lisa.evaluate.metrics import edge_f1, miou, ms_ssim, pose_pck
@@ -206,17 +207,25 @@ def test_what_is_not_as_published_is_said():
     mine = [{"source": "mine", "revision": "x"}]
     published_weights = [{"source": "Intel/dpt-large", "revision": "x"}]
     always = ["sampled with lisa generate's solver (published: UniPC)", "one picture per condition (published: 4)"]
-    assert published.deviations(protocol, [big], {"steps": 20, "guidance": 7.5}, published_weights) == always
-    found = published.deviations(protocol, [grey(np.zeros((64, 96)))], {"steps": 9, "guidance": 7.5}, mine)
+    assert deviations(protocol, [big], {"steps": 20, "guidance": 7.5}, published_weights) == always
+    found = deviations(protocol, [grey(np.zeros((64, 96)))], {"steps": 9, "guidance": 7.5}, mine)
     assert found == [
-        "extractor mine (published: Intel/dpt-large)",
+        "extractor mine (instead of Intel/dpt-large)",
         "pictures of 96x64 pixels (published: 512x512)",
         "steps 9 (published: 20)",
         *always,
     ]
-    assert "not known" in published.deviations(protocol, [big], None, published_weights)[0]
-    assert published.deviations(published.find("lisa", "depth"), [big], None, []) == []
-    assert "OpenPose" in published.deviations(published.find("lisa", "pose"), [big], None, mine)[0]
+    assert "not known" in deviations(protocol, [big], None, published_weights)[0]
+    assert deviations(published.find("lisa", "depth"), [big], None, []) == []
+    poses = published.find("lisa", "pose")
+    both = [{"source": source, "revision": "x"} for source in ("mine", "my detector")]
+    assert deviations(poses, [big], None, both) == [
+        "joints by ViTPose (published: OpenPose)",
+        "extractor mine (instead of usyd-community/vitpose-base-simple)",
+        "detector my detector (instead of PekingU/rtdetr_r50vd_coco_o365)",
+    ], "beside what always differs"
+    as_published = [{"source": source, "revision": "x"} for source in poses.weights]
+    assert deviations(poses, [big], None, as_published) == list(poses.differs)
 
 
 def test_bad_calls_are_named():

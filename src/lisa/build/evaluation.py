@@ -15,6 +15,7 @@ from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.sources import check_source, open_source
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import extras, protocols, published
+from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
 from lisa.evaluate.runner import evaluate_images, read_folder
 
@@ -109,7 +110,7 @@ class _Judge:
         result = self._fidelity(images, samples, transform)
         result |= {"notes": [], "not_run": self.not_run}
         if self.protocol is not None:
-            result["deviations"] = published.deviations(self.protocol, samples, settings, result["extractors"])
+            result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"])
         for name, extra in self.ready.items():
             found = extra.run(images, samples)
             result["metrics"][name] = found.to_json(name, extra.features)

@@ -177,44 +177,6 @@ def readers_record(reader: Any) -> list[dict[str, str]]:
     return [each.to_json() for each in weights if each is not None]
 
 
-def deviations(
-    protocol: Published, samples: Sequence[Sample], settings: Mapping[str, Any] | None, extractors: Sequence[Any]
-) -> list[str]:
-    """In what a result is not as published.
-
-    Args:
-        protocol: that judged.
-        samples: at the size that was judged.
-        settings: how the pictures were made, as ``lisa generate`` writes it; None: not known.
-        extractors: see :func:`readers_record`.
-    """
-    found = list(protocol.differs)
-    used = [each["source"] for each in extractors]
-    found += [
-        f"extractor {mine} (published: {theirs})"
-        for mine, theirs in zip(used, protocol.weights, strict=False)
-        if mine != theirs and not protocol.differs
-    ]
-    if not protocol.name.startswith("controlnet++"):
-        return found
-    sizes = {sample.image.shape[:2] for sample in samples} - {_SIZE}
-    found += [f"pictures of {width}x{height} pixels (published: 512x512)" for height, width in sorted(sizes)]
-    if settings is None:
-        found.append("how the pictures were sampled is not known: there is no settings.json beside them")
-    else:
-        found += [
-            f"{name} {settings.get(name)} (published: {value})"
-            for name, value in _SAMPLING.items()
-            if settings.get(name) != value
-        ]
-        found.append("sampled with lisa generate's solver (published: UniPC)")
-    return [*found, "one picture per condition (published: 4)"]
-
-
-_SIZE = (512, 512)
-_SAMPLING = {"steps": 20, "guidance": 7.5}
-
-
 def _one(protocol: Published, value: float) -> float:
     return 1 - value / protocol.error if protocol.error else value
 
