@@ -53,9 +53,9 @@ def test_depth_of_equal_pictures_is_perfect_and_the_record_exact(folders, tmp_pa
     assert used["source"] == str(reader) and re.fullmatch(r"content:[0-9a-f]+", used["revision"])
     assert result["metrics"]["psnr"]["value"] == 60 and result["per_image"]["1"]["psnr"] == 60
     assert result["not_run"] == {} and result["notes"] == []
-    expected = (
-        ["extractor", "64x64 pixels", "guidance 3.0", "UniPC", "one picture"] if family != "lisa" else ["extractor"]
-    )
+    expected = ["extractor"]
+    if family != "lisa":
+        expected = ["true depth", *expected, "64x64 pixels", "guidance 3.0", "UniPC", "worst quality", "one picture"]
     assert all(word in line for word, line in zip(expected, result["deviations"], strict=True))
     table = invoke(made, *options).stdout
     assert "1.000 [1.000, 1.000]" in table and "not as published: extractor" in table and used["revision"] in table

@@ -52,6 +52,10 @@ def test_depth_is_what_the_pipeline_of_transformers_reads(made, image):
     found = DepthReader(locate(str(made("depth"))))(image)
     assert found.shape == (48, 64) and found.min() == 0 and found.max() == 1 and found.std() > 0.05
     np.testing.assert_allclose(found, normalised(expected), atol=1e-5)
+    raw = DepthReader(locate(str(made("depth")))).raw(image)
+    assert raw.shape == (64, 64), "the network's own size"
+    resized = torch.nn.functional.interpolate(torch.from_numpy(raw)[None, None], size=(48, 64), mode="bicubic")
+    np.testing.assert_allclose(resized[0, 0], expected, atol=1e-5)
     assert not normalised(np.full((2, 2), 7.0)).any(), "a flat map"
 
 

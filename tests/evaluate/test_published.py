@@ -11,6 +11,7 @@ from lisa.data.samples import Sample
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import published
 from lisa.evaluate.deviations import deviations
+from lisa.evaluate.extractors.depth import levels_by_maximum, normalised
 from lisa.evaluate.extractors.pose import People
 from lisa.evaluate.labels import read_label_maps
 from lisa.evaluate.metrics import edge_f1, miou, ms_ssim, pose_pck
@@ -100,7 +101,7 @@ def test_exact_f1_has_no_tolerance():
     line, beside = np.eye(9, dtype=bool), np.eye(9, k=1, dtype=bool)
     assert edge_f1.exact(line, line) == 1 and edge_f1.exact(line, beside) == 0 and edge_f1.score(line, beside) == 1
     assert edge_f1.exact(line, line | beside) == pytest.approx(2 * 9 / (9 + 17))
-    assert edge_f1.exact(line & False, line & False) == 1 and edge_f1.exact(line & False, line) == 0
+    assert edge_f1.exact(line & False, line & False) == 0 and edge_f1.exact(line & False, line) == 0
 
 
 def test_ms_ssim_orders_pictures_and_says_what_is_too_small():
@@ -119,10 +120,17 @@ def ramp(levels=256):
     return np.tile(np.arange(levels), (4, 1))
 
 
-def by_luminance(image):
-    from lisa.evaluate.extractors.depth import normalised
+class Luminance:
+    """Reads the first channel as depth."""
 
-    return normalised(image[..., 0].astype(np.float64))
+    def raw(self, image):
+        return image[..., 0].astype(np.float64)
+
+    def __call__(self, image):
+        return normalised(self.raw(image))
+
+
+by_luminance = Luminance()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def by_luminance(image):
 def test_depth_is_normalised_and_fidelity_is_higher_for_better(family, metric, span):
     protocol = published.find(family, "depth")
     truth = grey(ramp(), "a")
-    darker = (truth.image // 2 + 40).astype(np.uint8)  # other scale and shift: the same depth, but for rounding
+    darker = (truth.image // 2).astype(np.uint8)  # another scale: the same depth, but for rounding
     same = published.evaluate(protocol, by_luminance, [truth.image], [truth])
     assert same["metrics"][metric]["value"] == 0 and same["fidelity"]["value"] == 1
     near = published.evaluate(protocol, by_luminance, [darker], [truth])
@@ -152,6 +160,19 @@ class Segments:
 
     def __call__(self, image):
         return image[..., 0].astype(np.int64)
+
+
+def test_depth_that_begins_elsewhere_is_the_same_in_one_protocol_only():
+    """Published for ControlNet++: the truth is min-max normalised, what was made divided by its greatest value."""
+    truth, shifted = grey(ramp()), grey(ramp() // 2 + 100).image
+    paper = published.evaluate(published.find("lisa", "depth"), by_luminance, [shifted], [truth])
+    assert paper["metrics"]["depth_rmse"]["value"] < 0.01
+    theirs = published.evaluate(published.find("controlnet++", "depth"), by_luminance, [shifted], [truth])
+    expected = np.sqrt(np.mean((np.floor((ramp() // 2 + 100) / 227 * 255) - ramp()) ** 2))
+    assert theirs["metrics"]["depth_rmse_255"]["value"] == pytest.approx(expected) and expected > 50
+    low = np.asarray([[-2.0, 0.0], [1.0, 4.0]])
+    assert levels_by_maximum(low, (2, 2)).tolist() == [[0, 0], [63, 255]], "whole levels, not the nearest"
+    assert not levels_by_maximum(np.zeros((2, 2)), (3, 5)).any() and levels_by_maximum(low, (3, 5)).shape == (3, 5)
 
 
 def test_segmentation_is_judged_by_the_real_picture_or_by_the_labels():
@@ -206,16 +227,25 @@ def test_what_is_not_as_published_is_said():
     protocol, big = published.find("controlnet++", "depth"), grey(np.zeros((512, 512)))
     mine = [{"source": "mine", "revision": "x"}]
     published_weights = [{"source": "Intel/dpt-large", "revision": "x"}]
-    always = ["sampled with lisa generate's solver (published: UniPC)", "one picture per condition (published: 4)"]
-    assert deviations(protocol, [big], {"steps": 20, "guidance": 7.5}, published_weights) == always
+    reread = "true depth read off the true picture (published: the data set's own depth map)"
+    always = [
+        "sampled with lisa generate's solver (published: UniPC)",
+        "no negative prompt (published: 'worst quality, low quality')",
+        "one picture per condition (published: 4)",
+    ]
+    assert deviations(protocol, [big], {"steps": 20, "guidance": 7.5}, published_weights) == [reread, *always]
     found = deviations(protocol, [grey(np.zeros((64, 96)))], {"steps": 9, "guidance": 7.5}, mine)
     assert found == [
+        reread,
         "extractor mine (instead of Intel/dpt-large)",
         "pictures of 96x64 pixels (published: 512x512)",
         "steps 9 (published: 20)",
         *always,
     ]
-    assert "not known" in deviations(protocol, [big], None, published_weights)[0]
+    unknown = deviations(protocol, [big], None, published_weights)[1]
+    assert "not known" in unknown and "the negative prompt 'worst quality, low quality'" in unknown
+    for each in published.FAMILIES["controlnet++"].values():
+        assert set(always) <= set(deviations(each, [big], {}, []))
     assert deviations(published.find("lisa", "depth"), [big], None, []) == []
     poses = published.find("lisa", "pose")
     both = [{"source": source, "revision": "x"} for source in ("mine", "my detector")]

@@ -10,6 +10,7 @@ from lisa.evaluate.published import Published
 
 _SIZE = (512, 512)
 _SAMPLING = {"steps": 20, "guidance": 7.5}
+_NEGATIVE = "'worst quality, low quality'"
 
 
 def deviations(
@@ -35,7 +36,10 @@ def deviations(
     sizes = {sample.image.shape[:2] for sample in samples} - {_SIZE}
     found += [f"pictures of {width}x{height} pixels (published: 512x512)" for height, width in sorted(sizes)]
     if settings is None:
-        found.append("how the pictures were sampled is not known: there is no settings.json beside them")
+        found.append(
+            "how the pictures were sampled is not known: there is no settings.json beside them "
+            f"(published: 20 steps of UniPC, guidance 7.5, the negative prompt {_NEGATIVE})"
+        )
     else:
         found += [
             f"{name} {settings.get(name)} (published: {value})"
@@ -43,4 +47,5 @@ def deviations(
             if settings.get(name) != value
         ]
         found.append("sampled with lisa generate's solver (published: UniPC)")
+        found.append(f"no negative prompt (published: {_NEGATIVE})")
     return [*found, "one picture per condition (published: 4)"]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lisa.data.conditions.canny import edge_mask
 from lisa.data.conditions.edges import edge_strength
 from lisa.data.samples import ByteArray, Sample
+from lisa.evaluate.extractors.depth import levels_by_maximum
 from lisa.evaluate.labels import VOID
 from lisa.evaluate.metrics import depth_rmse, edge_f1, miou, ms_ssim, pose_pck, psnr_ssim
 from lisa.evaluate.pooled import Counts, single
@@ -21,9 +22,9 @@ def depth(reader: Any, sample: Sample, made: ByteArray, _: Any) -> Counts:
 
 
 def depth_255(reader: Any, sample: Sample, made: ByteArray, _: Any) -> Counts:
-    """RMSE of the same maps as levels 0..255."""
-    levels = [np.round(reader(image) * 255) for image in (sample.image, made)]
-    return single(depth_rmse.score(*levels))
+    """RMSE of levels 0..255: the truth min-max normalised, what was made by its maximum alone, as in ControlNet++."""
+    truth = np.floor(reader(sample.image) * 255)
+    return single(depth_rmse.score(truth, levels_by_maximum(reader.raw(made), (made.shape[0], made.shape[1]))))
 
 
 def segmentation(reader: Any, sample: Sample, made: ByteArray, _: Any) -> Counts:

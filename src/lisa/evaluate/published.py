@@ -184,6 +184,7 @@ def _one(protocol: Published, value: float) -> float:
 _READERS = {"depth": DepthReader, "segmentation": SegmentationReader, "pose": PoseReader}
 _MASK2FORMER = ("facebook/mask2former-swin-large-ade-semantic",)
 _VITPOSE = ("usyd-community/vitpose-base-simple", "PekingU/rtdetr_r50vd_coco_o365")
+_REREAD = "true depth read off the true picture (published: the data set's own depth map)"
 _SCHARR = "soft edges by Scharr's gradient (published: the network that made the condition)"
 _CANNY = "edges by scikit-image's Canny, smoothed by one pixel"
 
@@ -250,11 +251,12 @@ FAMILIES: dict[str, dict[str, Published]] = {
             "controlnet++/depth",
             "depth_rmse_255",
             measures.depth_255,
-            "RMSE of the depth read off both pictures, as maps of 0..255",
+            "RMSE of the depth read off both pictures, the true one min-max normalised, the other by its maximum",
             reader="depth",
             weights=("Intel/dpt-large",),
             error=255.0,
             unit="of 0..255",
+            differs=(_REREAD,),
         ),
         Published(
             "controlnet++/canny", "pixel_f1", measures.canny, "F1 of Canny's edges (0.1, 0.2)", differs=(_CANNY,)

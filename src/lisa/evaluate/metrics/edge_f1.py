@@ -31,13 +31,15 @@ def score(truth: BoolArray, made: BoolArray) -> float:
 def exact(truth: BoolArray, made: BoolArray) -> float:
     """The same without tolerance: F1 of the pixels of bool (H, W), twice what both have over the sum of what each has.
 
+    0 if neither has any: as torchmetrics and with it ControlNet++ have it, other than :func:`score`.
+
     Raises:
         LisaError: masks of different size.
     """
     truth, made = np.asarray(truth, bool), np.asarray(made, bool)
     require_same_shape(truth, made)
     total = int(truth.sum()) + int(made.sum())
-    return 1.0 if total == 0 else 2 * int((truth & made).sum()) / total
+    return 0.0 if total == 0 else 2 * int((truth & made).sum()) / total
 
 
 def thicken(mask: BoolArray) -> BoolArray:
