@@ -122,6 +122,22 @@ def test_offline_what_needs_no_weights_still_runs(folders, tmp_path, monkeypatch
     assert lowres.exit_code == 2 and json.loads(lowres.stdout)["fidelity"]["value"] == 60, "PSNR without LPIPS"
 
 
+def test_metrics_that_fail_on_these_pictures_leave_the_rest(folders, tmp_path):
+    """One picture without words: no caption to score, no distance of sets; depth and PSNR are there, exit code 2."""
+    data, made = folders
+    (data / "images" / "0.txt").unlink()
+    options = ["--data", data, "--condition", "depth", "--protocol", "lisa", "--count", 1, "--json"]
+    options += ["--extractor", tiny_readers.depth(tmp_path / "reader"), "--clip", tiny_readers.clip(tmp_path / "clip")]
+    done = invoke(made, *options, "--metrics", "clip_score,fid_clip,psnr", "--out", tmp_path / "result.json")
+    assert done.exit_code == 2, done.output
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert result["fidelity"]["value"] == 1 and set(result["metrics"]) == {"depth_rmse", "psnr"}
+    assert set(result["not_run"]) == {"clip_score", "fid_clip"} and result["per_image"]["0"]["psnr"] == 60
+    assert "error: clip_score could not be run: clip_score needs captions; 1 samples" in done.stderr
+    assert "of 1 and 1 pictures" in result["not_run"]["fid_clip"]
+
+
 def test_own_protocols_take_metrics_and_refuse_what_they_do_not_use(folders, tmp_path):
     data, made = folders
     result = evaluate(made, data=str(data), condition="canny", judging=Judging(metrics=["psnr"]))

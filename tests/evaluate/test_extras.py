@@ -128,8 +128,23 @@ def test_lpips_is_given_what_it_expects(monkeypatch):
     assert ready["lpips"].features["source"] == "AlexNet of lpips"
     white, black = np.full((40, 40, 3), 255, np.uint8), np.zeros((40, 40, 3), np.uint8)
     assert ready["lpips"].run([white, black], [Sample(k, black, None, "") for k in "ab"]).values == [2, 0]
+    with pytest.raises(LisaError, match=r"lpips needs pictures of 31 pixels a side at least; 1 are .*40x30 \.\.\."):
+        ready["lpips"].run([white[:30]], [Sample("a", black[:30], None, "")])
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lambda **_: 1 / 0))
     assert "the weights of lpips are not on this disk, and could not be" in extras.prepare(["lpips"])[1]["lpips"]
+
+
+def test_the_least_picture_of_lpips_is_the_least_that_its_alexnet_takes():
+    """The shape of its layers up to the second pooling: 31 pixels go through, 30 do not."""
+    layers = [torch.nn.Conv2d(3, 4, 11, 4, 2), torch.nn.MaxPool2d(3, 2), torch.nn.Conv2d(4, 4, 5, 1, 2)]
+    network = torch.nn.Sequential(*layers, torch.nn.MaxPool2d(3, 2), torch.nn.Conv2d(4, 4, 3, 1, 1))
+    samples = [Sample("a", np.zeros((31, 31, 3), np.uint8), None, "")]
+    network(torch.zeros(1, 3, 31, 31))
+    with pytest.raises(RuntimeError, match="too small"):
+        network(torch.zeros(1, 3, 30, 31))
+    with pytest.raises(LisaError, match="31x30"):
+        extras._lpips(lambda *_: 0, [np.zeros((30, 31, 3), np.uint8)], samples)
+    assert extras._lpips(lambda *_: 0, [samples[0].image], samples).values == [0]
 
 
 def test_clean_fid_is_given_two_fresh_folders(monkeypatch):

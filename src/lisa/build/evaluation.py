@@ -71,7 +71,8 @@ def evaluate(
     Returns:
         As :func:`lisa.evaluate.runner.evaluate_images`, and ``notes``; of published protocols ``extractors`` (exactly
         which weights) and ``deviations`` (in what it is not as published). ``not_run`` says of what could not be had
-        (weights, packages) why; the rest is there. Where that is the protocol's own extractor, fidelity is empty.
+        (weights, packages; captions or pictures that a metric needs) why; the rest is there. Where that is the
+        protocol's own extractor, fidelity is empty.
 
     Raises:
         LisaError: neither or both of ``run`` and ``data``, a missing picture, a condition that no protocol judges, or
@@ -108,11 +109,15 @@ class _Judge:
         self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, settings: Any
     ) -> dict[str, Any]:
         result = self._fidelity(images, samples, transform)
-        result |= {"notes": [], "not_run": self.not_run}
+        result |= {"notes": [], "not_run": dict(self.not_run)}
         if self.protocol is not None:
             result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"])
         for name, extra in self.ready.items():
-            found = extra.run(images, samples)
+            try:
+                found = extra.run(images, samples)
+            except LisaError as error:  # too few pictures, no captions ...: what is read already is worth having
+                result["not_run"][name] = str(error)
+                continue
             result["metrics"][name] = found.to_json(name, extra.features)
             result["notes"] += found.notes
             if not found.of_set:

@@ -29,6 +29,7 @@ from lisa.evaluate.metrics import psnr_ssim
 #: As both published protocols have it.
 CLIP = "openai/clip-vit-base-patch16"
 _ENOUGH = 10_000  # pictures, for a Frechet distance
+_LPIPS_LEAST = 31  # pixels: less leaves nothing for AlexNet's second pooling
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,15 @@ def _package(package: str, network: str) -> dict[str, str]:
 
 def _lpips(network: Any, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
     import torch
+
+    small = [image.shape[:2] for image in made if min(image.shape[:2]) < _LPIPS_LEAST]
+    if small:
+        height, width = small[0]
+        raise LisaError(
+            f"lpips needs pictures of {_LPIPS_LEAST} pixels a side at least; {len(small)} are smaller "
+            f"({width}x{height} ...)",
+            "Judge larger ones",
+        )
 
     def tensor(image: ByteArray) -> Any:
         return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().to(device()) / 127.5 - 1
