@@ -3,7 +3,7 @@
 A transformer has to learn from nothing that what is near matters most, which takes far more steps than a model of this
 size is given. Attention can represent a convolution, one head per offset (arXiv 1911.03584), and begins as one here:
 queries ask for the position of a neighbour, keys tell their own, and everything stays trainable. Measured on tiny-sd3:
-the held-out error that took 520 steps takes 400, and the gap widens.
+held-out errors that took about 1,650 and 2,800 steps take 1,000 and 2,000.
 """
 
 from __future__ import annotations
