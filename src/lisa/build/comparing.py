@@ -21,8 +21,9 @@ from lisa.build import parts
 from lisa.build.arms import Arm
 from lisa.build.memory import check_memory
 from lisa.common.errors import LisaError
+from lisa.common.mappings import flat
 from lisa.common.runfolder import RunFolder
-from lisa.compare.aligned import flat, of_the_place, read_run
+from lisa.compare.aligned import of_the_place, read_run
 from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest

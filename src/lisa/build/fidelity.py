@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lisa.build import parts
+from lisa.build.launch import say
 from lisa.build.result import Results
 from lisa.common.files import atomic_dir, copy_linked, read_json, restore_dir, write_json
 from lisa.evaluate import protocols
@@ -88,7 +88,7 @@ class FidelityReadings(Callback):
             self._samples = self.results.held_out(self.log.fidelity_samples)
         elif training.accelerator.is_main_process:
             conditions = ", ".join(self.results.config.data.conditions)
-            print(f"note: no protocol judges {conditions}: fidelity is not read", file=sys.stderr)
+            say(f"no protocol judges {conditions}: fidelity is not read")
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
         """Read, if it is time and the share of the time allows it; the other processes wait."""
@@ -135,10 +135,9 @@ class FidelityReadings(Callback):
             self._told = True
             values = {"cost": round(self.time.cost or 0.0, 3), "share": self.time.share}
             self.run.log(step, "fidelity_skipped", values)
-            print(
-                f"note: step {step}: a reading of the fidelity takes {self.time.cost:.1f} s; readings that would take "
-                f"more than {self.time.share:.0%} of the time are left out (log.fidelity_share)",
-                file=sys.stderr,
+            say(
+                f"step {step}: a reading of the fidelity takes {self.time.cost:.1f} s; readings that would take "
+                f"more than {self.time.share:.0%} of the time are left out (log.fidelity_share)"
             )
 
     def _timed(self, act: Callable[[], Any]) -> float:

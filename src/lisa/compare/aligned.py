@@ -13,6 +13,7 @@ import numpy as np
 from lisa.common.errors import LisaError
 from lisa.common.files import read_json
 from lisa.common.intervals import FloatArray
+from lisa.common.mappings import flat
 from lisa.common.runfolder import RunFolder
 
 #: Finished; ended because its loss was not finite; still to be continued.
@@ -211,14 +212,6 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise LisaError(f"{str(path)!r} is not the configuration of a run", "See lisa train")
     return flat(raw)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one mapping of dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
-    return found
 
 
 def _state(settings: Mapping[str, Any], summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> State:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lisa.common.errors import LisaError, nearest
+from lisa.common.mappings import flat
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -111,17 +112,10 @@ def changed_settings(path: Path, settings: Settings) -> dict[str, tuple[Any, Any
 
     if not path.is_file():
         return {}
-    old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    new = _flat(settings.model_dump(mode="json"))
+    old = flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    new = flat(settings.model_dump(mode="json"))
     names = [name for name in new if name not in ("resume", "overwrite", "out")]
     return {name: (old.get(name), new[name]) for name in names if old.get(name) != new[name]}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat
 
 
 def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
