@@ -187,6 +187,14 @@ def test_one_seed_has_no_interval_of_the_time_per_step(tmp_path):
     assert ratio == {"value": pytest.approx(1.25), "low": None, "high": None}
 
 
+def test_memory_is_the_accelerators_where_there_is_one(tmp_path):
+    for arm, peaks in (("plain", {"peak_device_mb": 300.0}), ("lisa", {"peak_device_mb": None})):
+        summary = make_run(tmp_path, arm, 0, saturating(50)) / "summary.json"
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | peaks))
+    arms = rows(summarise(read_comparison([tmp_path])))
+    assert [arms[name]["peak_memory_mb"]["value"] for name in ("plain", "lisa")] == [300, 1000]
+
+
 def test_averaged_weights_are_said(tmp_path):
     make_run(tmp_path, "plain", 0, saturating(100), settings={"train.ema": None})
     assert "train.ema" not in notes(tmp_path)

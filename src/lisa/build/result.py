@@ -147,6 +147,7 @@ class Results:
                 "seconds": round(state.seconds, 1),
                 "total_seconds": round(elapsed, 1),
                 "peak_rss_mb": round(peak_rss_mb(), 1),
+                "peak_device_mb": peak_device_mb(self.accelerator.device),
                 "control_gain": gap.control_gain.to_json(),
                 "condition_gap": gap.gap.to_json(),
                 "decoder_r2": gap.decoder_r2.to_json(),
@@ -180,3 +181,8 @@ def peak_rss_mb() -> float:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def peak_device_mb(device: torch.device) -> float | None:
+    """The most memory of the accelerator that tensors of this process took so far, in MiB; None on the CPU."""
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None

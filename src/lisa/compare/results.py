@@ -97,7 +97,7 @@ def _row(comparison: Comparison, arm: str, level: Plateau | None) -> dict[str, A
         "fidelity": next(iter(fidelities.values()), None),
         "fidelities": fidelities,
         "seconds_per_step": _mean(runs, lambda run: run.seconds_per_step),
-        "peak_memory_mb": _mean(finished, lambda run: _number(run.summary.get("peak_rss_mb"))),
+        "peak_memory_mb": _mean(finished, peak_memory),
         "against_baseline": _against(comparison, arm),
         "per_seed": {str(seed): _of_seed(run, level) for seed, run in runs.items()},
     }
@@ -132,6 +132,12 @@ def final_gain(run: Run) -> float:
 def final_gap(run: Run) -> float:
     """Condition gap at the end."""
     return _number((run.summary.get("condition_gap") or {}).get("value"))
+
+
+def peak_memory(run: Run) -> float:
+    """MiB: of the accelerator where there was one, else of the process."""
+    device = run.summary.get("peak_device_mb")
+    return _number(device if device is not None else run.summary.get("peak_rss_mb"))
 
 
 def final_fidelity(condition: str) -> Callable[[Run], float]:
@@ -199,7 +205,7 @@ def _of_seed(run: Run, level: Plateau | None) -> dict[str, Any]:
         "condition_gap": _finite(final_gap(run)),
         "fidelities": {name: _finite(final_fidelity(name)(run)) for name in _conditions({run.seed: run})},
         "seconds_per_step": _finite(run.seconds_per_step),
-        "peak_memory_mb": _finite(_number(run.summary.get("peak_rss_mb"))),
+        "peak_memory_mb": _finite(peak_memory(run)),
     }
 
 
