@@ -105,6 +105,11 @@ def test_what_is_saved_can_be_loaded(tmp_path):
     assert merge(None, []) == {}
 
 
+def test_what_an_older_version_did_not_know_had_its_default(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {batch_size: 9}\n")
+    assert changed_settings(tmp_path / "config.yaml", TrainConfig()) == {"train.batch_size": (9, 4)}
+
+
 def test_every_setting_has_a_description():
     def walk(model, place=""):
         for name, field in model.model_fields.items():

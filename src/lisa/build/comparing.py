@@ -21,13 +21,12 @@ from lisa.build import parts
 from lisa.build.arms import Arm
 from lisa.build.memory import check_memory
 from lisa.common.errors import LisaError
-from lisa.common.mappings import flat
 from lisa.common.runfolder import RunFolder
 from lisa.compare.aligned import of_the_place, read_run
 from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest
-from lisa.train.settings import check_settings, load_settings, merge, save_settings
+from lisa.train.settings import changed_settings, check_settings, merge, save_settings
 
 #: Trains the configuration in a file and returns the exit code of ``lisa train``; asked to stop, it does so soon.
 Launch = Callable[[Path, StopRequest], int]
@@ -249,15 +248,11 @@ def _check_different(arms: Sequence[Arm], seeds: Sequence[int], configs: dict[tu
 
 def _check_same(config: TrainConfig) -> None:
     """A run that is there was made with the settings that it would be made with now."""
-    file = RunFolder(config.out).config
-    if not file.is_file():
-        return
-    before, now = (flat(each.model_dump(mode="json")) for each in (load_settings(TrainConfig, file), config))
-    changed = [name for name in now if before[name] != now[name] and not _indifferent(name)]
-    if changed:
-        told = "; ".join(f"{name} is {now[name]!r} now, it was {before[name]!r}" for name in changed)
+    changed = changed_settings(RunFolder(config.out).config, config)
+    told = [f"{name} is {now!r} now, it was {old!r}" for name, (old, now) in changed.items() if not _indifferent(name)]
+    if told:
         raise LisaError(
-            f"{str(config.out)!r} was trained with other settings: {told}",
+            f"{str(config.out)!r} was trained with other settings: {'; '.join(told)}",
             "Use another --out, go back to these settings, or delete that folder to train it anew",
         )
 

@@ -107,15 +107,18 @@ def save_settings(settings: Settings, path: Path) -> None:
 
 
 def changed_settings(path: Path, settings: Settings) -> dict[str, tuple[Any, Any]]:
-    """Settings in which ``settings`` differs from the YAML file at ``path``: dotted name -> (there, here)."""
+    """Settings in which ``settings`` differs from the YAML file at ``path``: dotted name -> (there, here).
+
+    What the file does not have, as one that an older version wrote may not, has its default there.
+    """
     import yaml
 
     if not path.is_file():
         return {}
-    old = flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    new = flat(settings.model_dump(mode="json"))
+    defaults, new = (flat(each.model_dump(mode="json")) for each in (type(settings)(), settings))
+    old = {**defaults, **flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}
     names = [name for name in new if name not in ("resume", "overwrite", "out")]
-    return {name: (old.get(name), new[name]) for name in names if old.get(name) != new[name]}
+    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}
 
 
 def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
