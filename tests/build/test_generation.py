@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import lisa
 import runs
@@ -17,6 +18,7 @@ from lisa.build.generation import GenerateOptions, generate
 from lisa.common.errors import LisaError
 from lisa.data.images import load_rgb, save_png
 from lisa.data.sources import ScenesSource
+from lisa.mains.weights import Weights
 from lisa.pairs import pair_spec
 from lisa.sample.pictures import fast_scheduler
 
@@ -163,6 +165,40 @@ def test_types_that_cannot_be(made, tmp_path):
     assert "unknown type 'bf16'" in refuse(replace(made[0], out=tmp_path / "x", dtype="bf16"))
     with pytest.raises(LisaError, match=r"flux-controlnet leaves float16's range.*--dtype bfloat16"):
         generation._dtype("float16", pair_spec("flux-controlnet"), [])
+
+
+@pytest.fixture
+def quantised_run(finished_run, tmp_path):
+    """As if it had been trained beside a main network in 4 bits."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    for old, new in (("mixed_precision: 'no'", "mixed_precision: bf16"), ("quantize: none", "quantize: nf4")):
+        assert old in text
+        text = text.replace(old, new)
+    (run / "config.yaml").write_text(text)
+    return run
+
+
+def test_a_run_in_4_bits_is_sampled_in_them_where_that_can_be(quantised_run, types, tmp_path, monkeypatch):
+    said = []
+    generate(GenerateOptions(run=quantised_run, out=tmp_path / "a", count=1, **FAST), progress=said.append)
+    assert "in nf4; here it is read as it is: model.quantize=nf4 " in said[0] and types["unet"] == "bfloat16"
+    assert "quantize" not in json.loads((tmp_path / "a" / "settings.json").read_text())
+
+    told = []
+    monkeypatch.setattr(generation, "check_quantized", lambda quantize, source: None)
+    monkeypatch.setattr(generation, "_load_pipeline", lambda *given: told.append(given[-1]) or 1 / 0)
+    for asked in (None, "int8", "none"):
+        with pytest.raises(ZeroDivisionError):
+            generate(GenerateOptions(run=quantised_run, out=tmp_path / "b", quantize=asked, **FAST))
+    assert told == [Weights(torch.bfloat16, kind) for kind in ("nf4", "int8", "none")]
+
+
+def test_quantised_networks_that_cannot_be(made, quantised_run, tmp_path, monkeypatch):
+    assert "nf4 " in refuse(GenerateOptions(run=quantised_run, out=tmp_path / "x", quantize="nf4"))
+    assert "unknown quantisation 'fp4'" in refuse(replace(made[0], out=tmp_path / "x", quantize="fp4"))
+    monkeypatch.setattr(generation, "check_quantized", lambda quantize, source: None)
+    assert "--quantize nf4 computes in 16 bits" in refuse(replace(made[0], out=tmp_path / "x", quantize="nf4"))
 
 
 def runs_model(run):

@@ -113,6 +113,16 @@ def test_without_encoders_a_training_is_the_same(sd_small, tmp_path, monkeypatch
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_encoders_leave_an_accelerator_unless_told_otherwise(sd_small, tmp_path):
+    def to(device, **changes):
+        return memory.offload_to(config(sd_small, tmp_path, **changes), torch.device(device))
+
+    assert to("cuda") == "cpu" and to("cpu") == "none"
+    assert to("cuda", data__cache=["text"]) == to("cuda", data__cache=["latents"]) == "none"
+    assert to("cuda", model__offload_encoders="none") == "none"
+    assert to("cpu", model__offload_encoders="disk") == "disk"
+
+
 def offload(model, to="disk"):
     return {"model": {"path": str(model), "offload_encoders": to}}
 

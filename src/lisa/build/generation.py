@@ -14,6 +14,7 @@ import torch
 from lisa.build import parts
 from lisa.build.checks import check_float16, check_positions, choose_control_type
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
+from lisa.build.memory import check_quantized
 from lisa.build.requests import file_requests, held_out_requests, read_prompts
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json
@@ -43,6 +44,8 @@ class GenerateOptions:
         scale: multiplies the weights of all side networks.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
+        quantize: ``none``, ``int8`` or ``nf4``: of the main network; None: as the run's was trained, where this machine
+            can do it.
     """
 
     run: Path | None = None
@@ -60,6 +63,7 @@ class GenerateOptions:
     seed: int = 0
     batch: int = 8
     dtype: str | None = None
+    quantize: str | None = None
     overwrite: bool = False
 
 
@@ -82,7 +86,9 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     spec = pair_spec(model.pair)
     if len(sides) > 1:
         check_container(spec)
-    dtype = _dtype(options.dtype, spec, [run, *[side.config for side in sides]])
+    runs = [run, *[side.config for side in sides]]
+    dtype = _dtype(options.dtype, spec, runs)
+    quantize = _quantize(options.quantize, dtype, model, runs, progress)
     requests = _requests(options, run, sides)
     scales = tuple(options.scale * side.weight for side in sides)
     settings: dict[str, Any] = {
@@ -94,13 +100,16 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     }
     if dtype != "float32":
         settings["dtype"] = dtype
+    if quantize != "none":
+        settings["quantize"] = quantize
     kinds = control_types(run, sides)
     if any(kind is not None for kind in kinds):
         settings["control_type"] = _one_or_all(kinds)
     stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
     todo = _unfinished(options, requests, stamps)
     if todo:
-        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, getattr(torch, dtype))
+        weights = Weights(getattr(torch, dtype), quantize)
+        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, weights)
         pipeline.to(_device())
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
@@ -183,6 +192,33 @@ def _dtype(asked: str | None, spec: PairSpec, runs: Sequence[TrainConfig | None]
     return dtype
 
 
+def _quantize(
+    asked: str | None,
+    dtype: str,
+    model: ModelSettings,
+    runs: Sequence[TrainConfig | None],
+    progress: Callable[[str], Any] | None,
+) -> str:
+    """``asked``, or how the first run's main network was read, if it can be read so here.
+
+    Raises:
+        LisaError: it was asked for and cannot be had: no bitsandbytes or CUDA, a single file, or float32.
+    """
+    found = next((run.model.quantize for run in runs if run is not None), "none")
+    quantize = choose("quantisation", asked or found, ("none", "int8", "nf4"))
+    try:
+        check_quantized(quantize, model.path)
+        if quantize != "none" and dtype == "float32":
+            raise LisaError(f"--quantize {quantize} computes in 16 bits", "Add --dtype bfloat16")
+    except LisaError as error:
+        if asked is not None:
+            raise
+        if progress is not None:
+            progress(f"the run's main network was in {found}; here it is read as it is: {error.problem}")
+        return "none"
+    return quantize
+
+
 def _device() -> torch.device:
     """The device accelerate would train on."""
     from accelerate import PartialState
@@ -196,18 +232,18 @@ def _load_pipeline(
     sides: Sequence[ChosenSide],
     kinds: Sequence[int | None],
     requests: Sequence[Request],
-    dtype: torch.dtype,
+    weights: Weights,
 ) -> tuple[Any, PipelineCall]:
     """The pipeline around all networks, which suit each other and the conditions; and how to call it."""
     files = {"variant": model.variant, "config": model.single_file_config}
-    main = spec.load_main(parts.model_source(model), **files, weights=Weights(dtype))
+    main = spec.load_main(parts.model_source(model), **files, weights=weights)
     networks = []
     for side, kind, condition in zip(sides, kinds, requests[0].conditions, strict=True):
         count = condition.shape[-1] // 3
         network = spec.load_fitting_side(main, side.source, SideOptions(conditions=count))
         check_conditions(spec, network, count)
         choose_control_type(network, kind)
-        network.module.to(dtype).eval()
+        network.module.to(weights.dtype).eval()
         networks.append(network)
     _check_sizes(requests, main, networks)
     return joint_pipeline(spec, main, networks), spec.call_with(main, networks)

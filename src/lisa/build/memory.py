@@ -26,12 +26,7 @@ def check_memory(config: TrainConfig) -> None:
             that is no copy; offloaded encoders that could not be read again.
     """
     model, single = config.model, is_single_file(config.model.path)
-    check_quantization(model.quantize)
-    if model.quantize != "none" and single:
-        raise LisaError(
-            f"model.quantize={model.quantize}: a single file ({model.path!r}) cannot be read quantised",
-            "Use the model's folder in diffusers' layout",
-        )
+    check_quantized(model.quantize, model.path)
     if model.offload_encoders == "disk" and single:
         raise LisaError(
             f"model.offload_encoders=disk: the encoders of a single file ({model.path!r}) cannot be read by themselves",
@@ -41,6 +36,20 @@ def check_memory(config: TrainConfig) -> None:
         side = pair_spec(model.pair).reference_side()
         if not side.lora_targets:
             raise no_copy(side.kind)
+
+
+def check_quantized(quantize: str, source: str) -> None:
+    """Refuse quantised weights that cannot be had: on this machine, or of this main network.
+
+    Raises:
+        LisaError: no bitsandbytes, no CUDA, or ``source`` is a single file.
+    """
+    check_quantization(quantize)
+    if quantize != "none" and is_single_file(source):
+        raise LisaError(
+            f"model.quantize={quantize}: a single file ({source!r}) cannot be read quantised",
+            "Use the model's folder in diffusers' layout",
+        )
 
 
 def check_device(config: TrainConfig, device: torch.device) -> None:
@@ -54,6 +63,14 @@ def check_device(config: TrainConfig, device: torch.device) -> None:
             "model.offload_encoders=cpu: this machine trains on the CPU, whose memory the encoders are in anyway",
             "Set model.offload_encoders=disk, or none",
         )
+
+
+def offload_to(config: TrainConfig, device: torch.device) -> str:
+    """Where the encoders go once all that they give is cached: ``none`` (they stay), ``cpu`` or ``disk``."""
+    if config.model.offload_encoders != "auto":
+        return config.model.offload_encoders
+    cached = {"latents", "text"} <= set(config.data.cache)
+    return "cpu" if cached and device.type != "cpu" else "none"
 
 
 def main_weights(config: TrainConfig) -> Weights:

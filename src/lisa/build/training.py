@@ -18,7 +18,7 @@ from torch import Tensor
 from lisa.build import parts
 from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
-from lisa.build.memory import check_device, check_memory
+from lisa.build.memory import check_device, check_memory, offload_to
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
@@ -243,7 +243,7 @@ def _encode(
         how = (parts.cache_folder(config), config.data.cache, pair.side.reads, len(config.data.conditions))
         train = EncodedData(data.train, pair.main, data.transform, *how, say)
         held_out = EncodedData(data.held_out, pair.main, parts.still(data.transform), *how)
-    pair.main.offload_encoders(config.model.offload_encoders)
+    pair.main.offload_encoders(offload_to(config, device))
     pair.main.to(device, only="network")
     pair.side.module.to(device).train()
     return train, held_out

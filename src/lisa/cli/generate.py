@@ -48,6 +48,10 @@ def generate(
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; else what the run was trained in, or float32."),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", help="Main network in int8 or nf4, or none; else as the run's, where it can be."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
@@ -74,6 +78,7 @@ def generate(
         seed=seed,
         batch=batch,
         dtype=dtype,
+        quantize=quantize,
         overwrite=overwrite,
     )
     result = make(options, progress=say)

@@ -21,7 +21,7 @@ class ModelSettings(Settings):
 
     path: str = Field(
         "tiny-sd",
-        description="Embedded model (tiny-sd), diffusers folder, Hub name, or single-file checkpoint.",
+        description="Embedded model (tiny-sd, tiny-sd3), diffusers folder, Hub name, or single-file checkpoint.",
     )
     pair: str = Field("sd-controlnet", description="Kind of main and side network.")
     variant: str | None = Field(None, description="File variant of the folder, such as fp16.")
@@ -35,10 +35,10 @@ class ModelSettings(Settings):
     quantize: Literal["none", "int8", "nf4"] = Field(
         "none", description="Network in 8 or 4 bits; needs the extra 'bnb', CUDA, and train.mixed_precision."
     )
-    offload_encoders: Literal["none", "cpu", "disk"] = Field(
-        "none",
-        description="Text encoders and VAE, once all they give is cached: kept, moved to the CPU, or let go and read "
-        "again (disk); they come back to sample.",
+    offload_encoders: Literal["auto", "none", "cpu", "disk"] = Field(
+        "auto",
+        description="Text encoders and VAE, once all they give is cached: kept (none), moved to the CPU, or let go and "
+        "read again (disk); they come back to sample. auto: cpu where it saves an accelerator's memory.",
     )
     guidance: float | None = Field(
         None,
@@ -104,7 +104,7 @@ class DataSettings(Settings):
     crop: Literal["center", "random"] = Field("center", description="Crop; random is fixed per sample.")
     flip: bool = Field(False, description="Mirror image and condition in half of the visits.")
     scenes: int = Field(8_000, ge=4, description="Number of scenes, where the source is scenes.")
-    scenes_seed: int = Field(1, ge=0, description="Stream of scenes; tiny-sd was pretrained on stream 0.")
+    scenes_seed: int = Field(1, ge=0, description="Stream of scenes; the embedded models were pretrained on stream 0.")
     held_out: int = Field(64, ge=2, description="Samples never trained on, chosen by the hash of their names.")
     default_caption: str | None = Field(None, description="Caption of samples that have none; empty: an error.")
     image_column: str = Field("image", description="Column of the image (parquet, Hub).")
@@ -268,7 +268,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _all_cached(self) -> TrainConfig:
         missing = [name for name in ("latents", "text") if name not in self.data.cache]
-        if self.model.offload_encoders != "none" and missing:
+        if self.model.offload_encoders in ("cpu", "disk") and missing:
             raise ValueError(
                 f"model.offload_encoders={self.model.offload_encoders} needs {' and '.join(missing)} in data.cache, "
                 "or the encoders would be wanted at every step"
