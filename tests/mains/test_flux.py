@@ -214,16 +214,21 @@ def test_attach_measures_the_stride(tmp_path):
 
 def test_a_hub_name_of_another_pipeline_is_refused_before_it_is_downloaded(monkeypatch):
     """Kontext's networks would load, and it would be taken for text-to-image."""
-    from diffusers import FluxPipeline
+    from diffusers import DDPMScheduler, FluxPipeline
 
     index = {"_class_name": "FluxKontextPipeline"}
+    scheduler = {"_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
     asked = []
     monkeypatch.setattr(FluxPipeline, "load_config", lambda name: asked.append(name) or index)
+    monkeypatch.setattr(DDPMScheduler, "load_config", lambda name, subfolder: asked.append(subfolder) or scheduler)
     monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda *args, **options: pytest.fail("downloaded"))
     assert "FluxPipeline" in refused("owner/kontext", "'owner/kontext' holds a FluxKontextPipeline, which")
     assert asked == ["owner/kontext"]
     index["_class_name"] = "FluxPipeline"
+    refused("owner/dev", "'owner/dev'.*DDPMScheduler")
+    assert asked[1:] == ["owner/dev", "scheduler"]
     pipeline = make_pipeline()
+    scheduler |= {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
     monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda *args, **options: pipeline)
     assert load_flux("owner/dev").source == "owner/dev"
     monkeypatch.setattr(FluxPipeline, "load_config", lambda name: 1 / 0)

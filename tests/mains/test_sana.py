@@ -70,6 +70,11 @@ def test_transformers_whose_control_net_cannot_follow(loaded, changes, words):
     assert words in refused(SanaMain, pipeline, "here")
 
 
+def test_a_single_file_is_refused_where_diffusers_reads_none(tmp_path):
+    (tmp_path / "sana.safetensors").touch()
+    assert "diffusers reads none into a SanaPipeline" in refused(load_sana, str(tmp_path / "sana.safetensors"))
+
+
 def test_other_folders_are_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "m")
     shutil.rmtree(tmp_path / "m" / "text_encoder")

@@ -75,6 +75,7 @@ def load_pipeline(
     try:
         if not single and not path.is_dir():
             _check_class(layout, _pipeline_class(layout).load_config(source), source)
+            layout.check_scheduler(_hub_scheduler(source), source)
         if single:
             return _from_file(layout, source, config, options, weights)
         return _from_folder(layout, source, variant, options)
@@ -92,6 +93,14 @@ def _pipeline_class(layout: Layout) -> Any:
     import diffusers
 
     return getattr(diffusers, layout.pipelines[0])
+
+
+def _hub_scheduler(source: str) -> Mapping[str, Any]:
+    """The scheduler's file of a Hub name, a few hundred bytes; any scheduler's class reads it."""
+    from diffusers import DDPMScheduler
+
+    config: Mapping[str, Any] = DDPMScheduler.load_config(source, subfolder="scheduler")
+    return config
 
 
 def is_single_file(source: str) -> bool:
@@ -130,9 +139,14 @@ def _not_there(layout: Layout, path: Path) -> dict[str, None]:
 
 
 def _check_file(layout: Layout, path: Path, config: str | None) -> None:
-    """The checkpoint must exist, and the folder that tells its architecture must be one."""
+    """The checkpoint must exist, diffusers must read such ones, and what tells its architecture must be a folder."""
     if not path.is_file():
         raise LisaError(f"there is no checkpoint file {str(path)!r}", "Check model.path")
+    if not hasattr(_pipeline_class(layout), "from_single_file"):
+        raise LisaError(
+            f"{str(path)!r} is a single file, and diffusers reads none into a {layout.pipelines[0]}",
+            "Use a folder in diffusers' layout, or a Hub name",
+        )
     if config is None:
         return
     folder = Path(config)
@@ -155,7 +169,8 @@ def _check_folder(layout: Layout, path: Path, source: str, variant: str | None) 
         )
     if not is_hub_name(source):
         raise LisaError(
-            f"there is no folder {source!r}", "Check model.path; a Hub name looks like owner/model; tiny-sd is embedded"
+            f"there is no folder {source!r}",
+            "Check model.path; a Hub name looks like owner/model; tiny-sd and tiny-sd3 are embedded",
         )
     return variant
 
