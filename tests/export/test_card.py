@@ -21,6 +21,7 @@ from lisa.build.generation import read_run
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.export.card import loading_code
+from lisa.pairs import pair_names
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
@@ -103,6 +104,11 @@ def test_text_is_readable_in_a_terminal(card):
     ("changes", "expected"),
     [
         ({"train__ema": 0.99}, "an exponential average (decay 0.99) over steps"),
+        (
+            {"train__mixed_precision": "bf16"},
+            "| precision | main network bfloat16, side network float32 with bf16 autocast |",
+        ),
+        ({"side__lora_rank": 4}, "| low-rank adapters | rank 4, merged into the weights |"),
         ({"align__enabled": False}, "without alignment, as LISA's baseline"),
         ({"align__layer": ["down.1", "mid"]}, "| alignment | layers down.1, mid, weight 0.2,"),
         ({"summary_changes": {"onset": 150}}, "| onset of control | step 150 |"),
@@ -130,7 +136,7 @@ def test_export_writes_it_anew(card, finished_run, tmp_path):
     assert (run / "side_network" / "README.md").read_text() == card and (run / "side_network" / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("pair", ["sd-controlnet", "sdxl-t2i-adapter", "sd3-controlnet", "hunyuan-controlnet"])
+@pytest.mark.parametrize("pair", pair_names())
 def test_the_cards_own_lines_give_our_picture(pair, tmp_path):
     """Saved as a run saves it; the card's lines run as they stand, but for the places to fill in. Bit for bit."""
     row = next(row for row in ROWS if row.pair == pair)

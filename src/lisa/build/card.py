@@ -52,9 +52,12 @@ def write_run_card(
         aligned=config.align.active,
         ema=config.train.ema,
         settings={
+            "pair": spec.name,
             "batch size": batch,
             "learning rate": config.train.learning_rate,
             "alignment": describe_alignment(config, spec.default_layer),
+            "precision": describe_precision(config),
+            **_where_set(config),
             "sampling": f"{config.sample.steps} steps, guidance {config.sample.guidance}",
         },
         **finished,
@@ -72,3 +75,22 @@ def describe_alignment(config: TrainConfig, default_layer: str) -> str:
         f"{'layer ' + layers if isinstance(layers, str) else 'layers ' + ', '.join(layers)}, weight {align.weight}, "
         f"{align.weighting} weighting, {align.schedule} schedule"
     )
+
+
+def describe_precision(config: TrainConfig) -> str:
+    """The types of main and side network while it was trained, and the main network's bits."""
+    mixed, bits = config.train.mixed_precision, config.model.quantize
+    main = config.main_dtype if bits == "none" else f"{bits}, computed in {config.main_dtype}"
+    return f"main network {main}, side network float32" + ("" if mixed == "no" else f" with {mixed} autocast")
+
+
+def _where_set(config: TrainConfig) -> dict[str, Any]:
+    """What most trainings leave at its default."""
+    side, rank = config.side, config.side.lora_rank
+    where = f" on {', '.join(side.lora_targets)}" if side.lora_targets else ""
+    facts = {
+        "low-rank adapters": None if rank is None else f"rank {rank}{where}, merged into the weights",
+        "control type": side.control_type,
+        "embedded guidance": config.model.guidance,
+    }
+    return {name: value for name, value in facts.items() if value is not None}

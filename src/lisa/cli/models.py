@@ -34,13 +34,16 @@ def _print_pairs(pairs: list[dict[str, Any]]) -> None:
     from lisa.build.models import unsupported
 
     console = Console(highlight=False)
-    table = Table(title="pairs (model.pair=NAME; lisa models NAME tells its layers' shapes)", title_justify="left")
+    table = Table(title="pairs (model.pair=NAME)", title_justify="left")
     for column in ("name", "predicts", "layers", "computed once for prior and control"):
         table.add_column(column, overflow="fold")
     for pair in pairs:
         names = [layer["name"] for layer in pair["layers"]]
         table.add_row(pair["name"], ", ".join(pair["prediction"]), shorten(names), pair["shared"] or "nothing")
     console.print(table)
+    common = [fact for fact in pairs[0]["verified_by"] if all(fact in pair["verified_by"] for pair in pairs)]
+    console.print(f"all verified by {'; '.join(common)}; not yet with public weights", markup=False)
+    console.print("lisa models NAME: the layers' shapes, and what else that pair is verified by")
     console.print("\nnot supported:")
     for side, why in unsupported().items():
         console.print(f"  {side}: {why}", markup=False)

@@ -210,5 +210,7 @@ class PairSpec:
         return replace(self.call, more={**self.call.more, **main.call_options, **each})
 
 
-#: ``verified_by`` of the pairs that come with this package.
+#: What all pairs that come with this package are verified by; each adds what holds for it alone.
 CONFORMANCE = ("tests/conformance on tiny random weights, picture equal to the stock pipeline's",)
+TOGETHER = "several together: picture equal to the stock pipeline with diffusers' container"
+ORIGINAL_NAMES = "exported under the original names and read back: same picture"

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.flux import load_flux
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_stacking
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.sides.flux import FluxControlNetSide
@@ -67,7 +67,7 @@ FLUX_CONTROLNET = PairSpec(
     example="Flux.1 dev",
     reference_side=_reference,
     overflows_in_fp16="T5 is clipped, and pictures change",
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, "dev and schnell, with single blocks and without", TOGETHER),
     # Its guidance_scale is the embedded guidance, as everyone who samples from Flux knows it; none where not distilled.
     # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
     call=PipelineCall(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.hunyuan import load_hunyuan
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_depth, refuse_stacking
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
@@ -91,7 +91,7 @@ HUNYUAN_CONTROLNET = PairSpec(
     default_layer="block.8",
     example="HunyuanDiT 1.2",
     reference_side=_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, "1.2 and the older one with style and size", TOGETHER),
     # Without use_resolution_binning=False the picture is made in the nearest of ten standard sizes, whatever is asked
     # for. The condition's latent is drawn from torch's global generator, one draw for the whole batch.
     call=PipelineCall(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.sd3 import load_sd3
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_stacking
 from lisa.pairs.shell import shell_of
 from lisa.sides.base import SideNetwork, SideOptions
@@ -78,7 +78,12 @@ SD3_CONTROLNET = PairSpec(
     default_layer="block.1",
     example="Stable Diffusion 3 medium",
     reference_side=_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(
+        *CONFORMANCE,
+        "with T5 and without, 3.5, the 8B layout",
+        "the embedded tiny-sd3, trained and sampled",
+        TOGETHER,
+    ),
     # It draws the condition's latent from torch's global generator, one draw for the whole batch.
     # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
     call=PipelineCall(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.sdxl import load_sdxl
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, ORIGINAL_NAMES, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, refuse_depth, refuse_stacking
 from lisa.pairs.stable_diffusion import UNET_DEPTH, check_controlnet_fits, make_controlnet
 from lisa.processes.ddpm import DDPM_PREDICTIONS
@@ -91,7 +91,7 @@ SDXL_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion XL base 1.0",
     reference_side=_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, ORIGINAL_NAMES, TOGETHER),
     call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )
 
@@ -111,7 +111,7 @@ SDXL_CONTROLNET_UNION = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion XL base 1.0",
     reference_side=_union_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, TOGETHER),
     call=PipelineCall(
         image="control_image",
         one_at_a_time=True,

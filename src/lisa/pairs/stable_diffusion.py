@@ -9,7 +9,7 @@ from torch import nn
 
 from lisa.mains.base import MainNetwork
 from lisa.mains.stable_diffusion import load_stable_diffusion
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, ORIGINAL_NAMES, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_depth
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
@@ -81,6 +81,6 @@ SD_CONTROLNET = PairSpec(
     default_layer="down.5",
     example="Stable Diffusion 1.5",
     reference_side=_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, "the embedded tiny-sd, trained and sampled", ORIGINAL_NAMES, TOGETHER),
     call=PipelineCall(container="MultiControlNetModel", agree=("global_pool_conditions",), takes_tensors=True),
 )

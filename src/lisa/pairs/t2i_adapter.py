@@ -10,7 +10,7 @@ from torch import nn
 from lisa.mains.base import MainNetwork
 from lisa.mains.sdxl import SDXLMain, load_sdxl
 from lisa.mains.stable_diffusion import load_stable_diffusion
-from lisa.pairs.base import CONFORMANCE, PairSpec, PipelineCall
+from lisa.pairs.base import CONFORMANCE, ORIGINAL_NAMES, TOGETHER, PairSpec, PipelineCall
 from lisa.pairs.fit import misfit, refuse_depth
 from lisa.processes.ddpm import DDPM_PREDICTIONS
 from lisa.sides.base import SideNetwork, SideOptions
@@ -96,7 +96,7 @@ SD_T2I_ADAPTER = PairSpec(
     default_layer="adapter.1",
     example="Stable Diffusion 1.5",
     reference_side=_reference,
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, ORIGINAL_NAMES, TOGETHER),
     call=_CALL,
 )
 
@@ -116,6 +116,6 @@ SDXL_T2I_ADAPTER = PairSpec(
     default_layer="adapter.1",
     example="Stable Diffusion XL base 1.0",
     reference_side=lambda: _reference(downscale_factor=16, adapter_type="full_adapter_xl"),
-    verified_by=CONFORMANCE,
+    verified_by=(*CONFORMANCE, ORIGINAL_NAMES, TOGETHER),
     call=_CALL,
 )
