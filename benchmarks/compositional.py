@@ -26,8 +26,8 @@ from lisa.evaluate.runner import fidelity_gain
 from lisa.train.presets import quickstart_config
 from lisa.train.settings import save_settings
 
-ALONE = (0.7, 1.0, 1.3)
-TOGETHER = ((1.0, 1.0), (0.8, 0.8), (0.6, 0.6), (0.5, 0.5), (0.8, 0.5), (0.5, 0.8), (1.0, 0.5), (0.5, 1.0))
+ALONE = (0.7, 1.0, 1.3, 1.7, 2.2, 2.8)
+TOGETHER = ((0.5, 0.5), (0.8, 0.8), (1.0, 1.0), (1.3, 1.3), (1.7, 1.7), (1.0, 0.5), (0.5, 1.0), (1.3, 0.8), (0.8, 1.3))
 
 
 def say(*arguments: Any) -> None:
