@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lisa.processes.base import ForwardProcess
 from lisa.processes.draws import Draws
@@ -71,10 +73,15 @@ class DenoiserStep:
         }
         tokens = self.denoiser.vary(tokens, float(self.draws.uniform(step, [0], "padding")))
         x_t, target = process.x_t(batch.latents, noise, t), process.target(batch.latents, noise, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16), self._attention(device):
             prediction = self.denoiser.predict(x_t, t, tokens)
         error = (prediction.float() - target).square().mean((1, 2, 3))
         return StepOutput((self._weight(t) * error).mean(), {"mse": error.mean().detach()})
+
+    def _attention(self, device: torch.device) -> AbstractContextManager[None]:
+        """In bfloat16 on the CPU, torch's fused kernel takes twice as long as the same in its parts (torch 2.13)."""
+        apart = self.settings.bf16 and device.type == "cpu"
+        return sdpa_kernel(SDPBackend.MATH) if apart else nullcontext()
 
     def _weight(self, t: Tensor) -> Tensor:
         process = self.denoiser.process
