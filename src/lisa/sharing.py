@@ -11,7 +11,7 @@ two passes; what cannot is refused. ``docs/families.md`` lists which is which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -32,8 +32,7 @@ class SharedPrefix:
         modules: the modules to share, all of them upstream of every injected residual.
 
     Raises:
-        LisaError: sharing would be silently wrong: the network has trainable parameters, a shared module has active
-            dropout, the network is compiled, or FreeU is on.
+        LisaError: sharing would be silently wrong: the network has trainable parameters, or it is compiled as a whole.
     """
 
     def __init__(self, network: nn.Module, modules: Sequence[nn.Module]) -> None:
@@ -48,19 +47,11 @@ class SharedPrefix:
                 "the main network has trainable parameters, whose gradients the shared prior would cut",
                 f"Freeze it (requires_grad_(False)), or {_SEPARATE}",
             )
-        layers = [layer for module in self.modules for layer in module.modules()]
-        if any(isinstance(layer, _DropoutNd) and layer.p > 0 and layer.training for layer in layers):
-            raise LisaError(
-                "the main network's dropout is active, so prior and control would see different noise",
-                "Put it into eval mode (main.eval())",
-            )
         if _is_compiled(self.network):
             raise LisaError(
                 "the main network is compiled as a whole, and compiled code ignores capture and replay",
                 f"{_SEPARATE.capitalize()}, or compile only modules inside it (its blocks: compile_repeated_blocks())",
             )
-        if any(getattr(m, name, None) is not None for m in self.network.modules() if _is_up(m) for name in _FREEU):
-            raise LisaError("FreeU is on; it edits shared features in place", "Call unet.disable_freeu() for training")
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -138,34 +129,49 @@ class SharedPrefix:
         return replaced(module, "forward" if module._compiled_call_impl is None else "_compiled_call_impl", replayed)
 
 
-def check_hooks(network: nn.Module) -> None:
-    """Refuse what diffusers can hang into a network for sampling that is wrong in training, shared prior or not.
-
-    Raises:
-        LisaError: a cache, which would give the prior's results back in the controlled pass; or weights stored in
-            another type than they compute in, which the backward pass would find.
-    """
-    for module in network.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        for name, hook in registry.hooks.items() if registry is not None else ():
-            if hook._is_stateful:
-                raise LisaError(
-                    f"the main network caches what it computes from call to call ({name})",
-                    "Switch it off for training (disable_cache())",
-                )
-            if name == "layerwise_casting":
-                raise LisaError(
-                    "the main network's weights are cast for each layer's computation (enable_layerwise_casting()) and "
-                    "back again before the backward pass needs them",
-                    "Load it without, in bfloat16 where memory is short",
-                )
-
-
 _FREEU = ("s1", "s2", "b1", "b2")
 
 
-def _is_up(module: nn.Module) -> bool:
-    return "UpBlock" in type(module).__name__
+def check_frozen(network: nn.Module) -> None:
+    """Refuse what makes the prior another thing than the main network's prediction, shared or not.
+
+    Called at every step, since users change models: one walk over the modules, which reads their own dictionaries.
+
+    Raises:
+        LisaError: active dropout, so that prior and control would see different noise; what diffusers can switch on for
+            sampling: FreeU, with which the network predicts no mean, a cache, which would give the prior's results back
+            in the controlled pass, or weights stored in another type than they compute in, which the backward pass
+            would find.
+    """
+    for module in network.modules():
+        if isinstance(module, _DropoutNd) and module.p > 0 and module.training:
+            raise LisaError(
+                "the main network's dropout is active, so prior and control would see different noise",
+                "Put it into eval mode (main.eval())",
+            )
+        own = module.__dict__
+        if all(own.get(name) for name in _FREEU) and "UpBlock" in type(module).__name__:
+            raise LisaError(
+                "FreeU is on; it rescales features for sampling, and the prior would not be the model's prediction",
+                "Call unet.disable_freeu() for training",
+            )
+        if "_diffusers_hook" in own:
+            _check_hooks(own["_diffusers_hook"].hooks)
+
+
+def _check_hooks(hooks: Mapping[str, Any]) -> None:
+    for name, hook in hooks.items():
+        if hook._is_stateful:
+            raise LisaError(
+                f"the main network caches what it computes from call to call ({name})",
+                "Switch it off for training (disable_cache())",
+            )
+        if name == "layerwise_casting":
+            raise LisaError(
+                "the main network's weights are cast for each layer's computation (enable_layerwise_casting()) and "
+                "back again before the backward pass needs them",
+                "Load it without, in bfloat16 where memory is short",
+            )
 
 
 def _is_compiled(module: nn.Module) -> bool:

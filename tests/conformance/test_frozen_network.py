@@ -126,3 +126,38 @@ def test_networks_compiled_as_a_whole_are_refused(row, tmp_path):
     pair.main.network.compile(backend="eager")
     with pytest.raises(LisaError, match="compiled as a whole"):
         pair.predict(inputs)
+
+
+UNETS = [row for row in FAMILIES if pair_spec(row.pair).main_kind == "UNet2DConditionModel"]
+shared_or_not = pytest.mark.parametrize(
+    ("row", "share"),
+    [(row, share) for row in UNETS for share in (True, False) if share <= pair_spec(row.pair).shares_prefix],
+    ids=lambda value: f"share={value}" if isinstance(value, bool) else str(value),
+)
+
+
+@shared_or_not
+def test_freeu_is_refused_shared_or_not(row, share, tmp_path):
+    """Adapters, which share nothing, too: the prior would not be what the main network predicts."""
+    pair = rows.make_pair(row, tmp_path, share_prior=share)
+    inputs, _ = rows.make_inputs(pair, row.sizes[0])
+    pair.main.network.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    for call in (pair.predict, pair.prior):
+        with pytest.raises(LisaError, match=r"FreeU is on.*disable_freeu"):
+            call(inputs)
+    pair.main.network.disable_freeu()
+    assert pair.predict(inputs).prior is not None
+
+
+@shared_or_not
+def test_active_dropout_is_refused_shared_or_not(row, share, tmp_path):
+    """In blocks that are not shared too: they run in both passes."""
+    pair = rows.make_pair(row, tmp_path, share_prior=share)
+    inputs, _ = rows.make_inputs(pair, row.sizes[0])
+    dropout = [layer for layer in pair.main.network.up_blocks.modules() if isinstance(layer, torch.nn.Dropout)][-1]
+    dropout.p = 0.1
+    dropout.train()
+    with pytest.raises(LisaError, match=r"dropout is active.*main.eval\(\)"):
+        pair.predict(inputs)
+    dropout.eval()
+    assert pair.predict(inputs).prior is not None

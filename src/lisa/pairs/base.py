@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lisa.core.precision import as_stored
 from lisa.mains.base import Context, MainNetwork
-from lisa.sharing import SharedPrefix, check_hooks
+from lisa.sharing import SharedPrefix, check_frozen
 from lisa.sides.base import SideNetwork, SideOptions
 
 
@@ -54,7 +54,7 @@ class Pair:
 
     def predict(self, inputs: Inputs, *, need_prior: bool = True) -> Prediction:
         """The prior first (no gradient, same x_t, t and context), then the controlled pass on what was kept of it."""
-        check_hooks(self.main.network)
+        check_frozen(self.main.network)
         inputs = self._completed(inputs)
         if not need_prior:
             return Prediction(self._control(inputs), None)
@@ -80,7 +80,7 @@ class Pair:
     @torch.no_grad()
     def prior(self, inputs: Inputs) -> Tensor:
         """The main network's prediction without control, alone."""
-        check_hooks(self.main.network)
+        check_frozen(self.main.network)
         return self._main(self._completed(inputs))
 
     def read_condition(self, pixels: Tensor) -> Tensor:
