@@ -161,3 +161,50 @@ def test_active_dropout_is_refused_shared_or_not(row, share, tmp_path):
         pair.predict(inputs)
     dropout.eval()
     assert pair.predict(inputs).prior is not None
+
+
+def compile_in_place(main):
+    main.network.compile(backend="eager")
+
+
+def compile_anew(main):
+    """In place of the network that the pair was made with stands another module around it."""
+    main.network = torch.compile(main.network, backend="eager")
+
+
+@pytest.mark.parametrize("row", SHARING, ids=str)
+def test_networks_compiled_after_the_pair_was_made_are_refused(row, tmp_path):
+    pair = rows.make_pair(row, tmp_path)
+    inputs, _ = rows.make_inputs(pair, row.sizes[0])
+    compile_anew(pair.main)
+    with pytest.raises(LisaError, match=r"compiled as a whole.*share_prior=false"):
+        pair.predict(inputs)
+
+
+# Tracing takes time: few blocks.
+SMALL = next(row for row in SHARING if row.pair == "sd3-controlnet")
+
+
+@pytest.mark.parametrize("change", [compile_in_place, compile_anew])
+def test_the_remedy_for_networks_compiled_as_a_whole(change, tmp_path):
+    """Without sharing, it gives what it gives uncompiled."""
+    results = []
+    for changed in (True, False):
+        pair = rows.make_pair(SMALL, tmp_path, share_prior=False)
+        if changed:
+            change(pair.main)
+        results.append(rows.gradients(pair, SMALL.sizes[1], nullcontext()))
+    rows.assert_same_step(*results)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("row", [row for row in SHARING if row.pair in ("sd-controlnet", "flux-controlnet")], ids=str)
+def test_repeated_blocks_may_be_compiled(row, tmp_path):
+    """Shared ones and others, of a UNet inside of what is shared: the bits of two passes with compiled blocks."""
+    results = []
+    for share in (True, False):
+        pair = rows.make_pair(row, tmp_path, share_prior=share)
+        pair.main.network.compile_repeated_blocks(backend="eager")
+        results.append(rows.gradients(pair, row.sizes[1], nullcontext()))
+    rows.assert_same_step(*results)
+    torch._dynamo.reset()

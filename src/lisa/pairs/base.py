@@ -62,6 +62,7 @@ class Pair:
             with torch.no_grad():
                 prior = self._main(inputs)
             return Prediction(self._control(inputs), prior)
+        self.shared.network = self.main.network  # what is called now: it may have been compiled since
         try:
             with torch.no_grad(), self.shared.capture():
                 prior = self._main(inputs)
