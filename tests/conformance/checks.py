@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-import lisa
 import tiny
 from conformance import row as rows
+from conformance.blocks import blocks_of, outputs_of, same
 from conformance.calls import compare_with_pipeline
+from conformance.promises import CHECKS, in_precision, promised, promised_in_each_precision
 from conformance.row import Row
 from lisa.common.errors import LisaError
 from lisa.core.decoder import to_map
@@ -29,43 +27,7 @@ from lisa.pairs import Pair
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.sides.base import SideOptions
 
-Check = Callable[[Row, Path], None]
-#: name -> check; those that depend on the precision are there once for each.
-CHECKS: dict[str, Check] = {}
-
-
-def promised(check: Any) -> Any:
-    """Collect a check."""
-    CHECKS[check.__name__] = check
-    return check
-
-
-def promised_in_each_precision(check: Any) -> Any:
-    """Collect a check that also takes a precision: ``fp32``, or ``bf16`` as a training in it runs."""
-    for precision in ("fp32", "bf16"):
-        CHECKS[f"{check.__name__}_{precision}"] = partial(check, precision=precision)
-    return check
-
-
-def in_precision(pair: Pair, precision: str) -> AbstractContextManager[Any]:
-    """The context that a training runs in; the frozen network is then stored in that precision."""
-    if precision == "fp32":
-        return nullcontext()
-    pair.main.to(torch.device("cpu"), torch.bfloat16)
-    return torch.autocast("cpu", torch.bfloat16)
-
-
-def attached(pair: Pair, layers: list[str]) -> Any:
-    """The aligner as the trainer makes it."""
-    strides = {layer.name: layer.stride for layer in pair.side.layers()}
-    return lisa.attach(
-        pair.side.module,
-        layers,
-        out_channels=pair.main.latent_channels,
-        stride=[strides[name] for name in layers],
-        tap=pair.side.tap,
-        x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
-    )
+__all__ = ["CHECKS"]
 
 
 @promised_in_each_precision
@@ -78,6 +40,22 @@ def shared_prior_is_bit_equal_to_separate_passes(row: Row, folder: Path, precisi
         assert pair.main.process.prediction == row.prediction
         results.append(rows.gradients(pair, row.sizes[1], in_precision(pair, precision)))
     rows.assert_same_step(*results)
+
+
+@promised
+def what_both_passes_have_in_common_is_computed_once(row: Row, folder: Path) -> None:
+    """Every block that gives the same in both, measured in two passes, and no other; adapters share nothing."""
+    seen = {}
+    for share in (False, True):
+        pair = rows.make_pair(row, folder, share_prior=share)
+        inputs, _ = rows.make_inputs(pair, row.sizes[0])
+        with torch.no_grad(), outputs_of(blocks_of(pair.main.network)) as seen[share]:
+            pair.predict(inputs)
+    # Twice, for prior and control, and once between them where the side network borrows the block.
+    common = [pair.spec.shares_prefix and same(outputs[0], outputs[-1]) for outputs in seen[False]]
+    saved = [len(apart) - len(together) for apart, together in zip(seen[False], seen[True], strict=True)]
+    assert saved == common and any(common) == pair.spec.shares_prefix
+    assert row.shares in (None, sum(common))
 
 
 @promised
@@ -139,7 +117,7 @@ def layers_are_what_forwards_show(row: Row, folder: Path) -> None:
     """Names, channels and strides that are told without a forward; the decoder's output has the target's shape."""
     pair = rows.make_pair(row, folder)
     layers = pair.side.layers()
-    aligner = attached(pair, [layer.name for layer in layers])
+    aligner = rows.attached(pair, [layer.name for layer in layers])
     for size in row.sizes:
         inputs, target = rows.make_inputs(pair, size)
         prediction = pair.predict(inputs)
@@ -157,7 +135,7 @@ def one_step_moves_what_is_trained_and_nothing_else(row: Row, folder: Path, prec
     """Of the side network and the decoder, as the trainer steps."""
     pair = rows.make_pair(row, folder)
     context = in_precision(pair, precision)
-    aligner = attached(pair, [pair.spec.default_layer])
+    aligner = rows.attached(pair, [pair.spec.default_layer])
     for parameter in aligner.parameters():  # its way out starts at zero, and would let no gradient through
         nn.init.normal_(parameter, std=0.05)
     named = [*pair.side.module.named_parameters("side"), *aligner.named_parameters("decoder")]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+import lisa
 from lisa.pairs import Inputs, Pair, PairSpec, Prediction, pair_spec
 from lisa.sides.base import SideOptions
 
@@ -42,6 +43,8 @@ class Row:
         free_depth: whether the number of a new side network's blocks can be chosen.
         label: tells apart rows of one pair and prediction.
         init: writes a side network to start from to a folder; None: a new one is made of the main network.
+        shares: how many of the main network's blocks are computed once for prior and control; None: not told, but
+            measured all the same.
     """
 
     pair: str
@@ -59,6 +62,7 @@ class Row:
     free_depth: bool = True
     label: str = ""
     init: Callable[[Path], Path] | None = None
+    shares: int | None = None
 
     def __str__(self) -> str:
         return "-".join(filter(None, [self.pair, self.prediction, self.label]))
@@ -130,6 +134,19 @@ def gradients(
         prediction = pair.predict(inputs)
         mse_loss(prediction.controlled.float(), target).backward()
     return prediction, {name: p.grad for name, p in pair.side.module.named_parameters()}
+
+
+def attached(pair: Pair, layers: list[str]) -> Any:
+    """The aligner as the trainer makes it."""
+    strides = {layer.name: layer.stride for layer in pair.side.layers()}
+    return lisa.attach(
+        pair.side.module,
+        layers,
+        out_channels=pair.main.latent_channels,
+        stride=[strides[name] for name in layers],
+        tap=pair.side.tap,
+        x_t_channels=0 if pair.side.sees_x_t else pair.main.latent_channels,
+    )
 
 
 def assert_same_step(

@@ -58,7 +58,7 @@ def make_side(path: Path, *, double: int = 2, single: int = 1, **options: Any) -
 
 
 ROWS = [
-    Row("flux-controlnet", "flow", make_folder, lambda side: side.x_embedder, label="dev"),
+    Row("flux-controlnet", "flow", make_folder, lambda side: side.x_embedder, label="dev", shares=1),
     Row(
         "flux-controlnet",
         "flow",
@@ -66,6 +66,7 @@ ROWS = [
         lambda side: side.controlnet_x_embedder,
         planted_in="condition",
         label="schnell",
+        shares=1,
     ),
-    Row("flux-controlnet", "flow", make_folder, lambda side: side.x_embedder, label="single", init=make_side),
+    Row("flux-controlnet", "flow", make_folder, lambda side: side.x_embedder, label="single", init=make_side, shares=1),
 ]

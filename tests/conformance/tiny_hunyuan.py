@@ -75,6 +75,7 @@ ROWS = [
         embedder=lambda side: side.input_block,
         planted_in="condition",
         free_depth=False,
+        shares=11,  # of 20: half, and the middle one
     )
     for prediction, style in (("v_prediction", False), ("epsilon", True))
 ]

@@ -69,4 +69,4 @@ def make_folder(path: Path, shard: str = "10GB", **options: Any) -> Path:
     return path
 
 
-ROWS = [Row("qwen-controlnet", "flow", make_folder, embedder=lambda side: side.img_in)]
+ROWS = [Row("qwen-controlnet", "flow", make_folder, embedder=lambda side: side.img_in, shares=1)]

@@ -70,5 +70,12 @@ def make_folder(path: Path, shard: str = "10GB", variant: str | None = None, **o
 
 ROWS = [
     # The embedder is that of the condition: x_t goes through the same patches, but the hook would catch both.
-    Row("sana-controlnet", "flow", make_folder, embedder=lambda side: side.input_block, planted_in="condition")
+    Row(
+        "sana-controlnet",
+        "flow",
+        make_folder,
+        embedder=lambda side: side.input_block,
+        planted_in="condition",
+        shares=2,
+    )
 ]

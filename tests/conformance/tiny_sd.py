@@ -28,6 +28,7 @@ ROWS = [
         cell=1,
         reach=1,
         free_depth=False,
+        shares=5,
     )
     for prediction, v2 in (("epsilon", False), ("v_prediction", True))
 ]

@@ -132,7 +132,7 @@ def make_large_side(path: Path) -> Path:
 
 
 ROWS = [
-    Row("sd3-controlnet", "flow", make_folder, lambda side: side.pos_embed, label="3"),
+    Row("sd3-controlnet", "flow", make_folder, lambda side: side.pos_embed, label="3", shares=1),
     Row(
         "sd3-controlnet",
         "flow",
@@ -141,6 +141,7 @@ ROWS = [
         planted_in="condition",
         label="3.5",
         side=SideOptions(depth=2),
+        shares=1,
     ),
     Row(
         "sd3-controlnet",
@@ -151,5 +152,6 @@ ROWS = [
         in_another_form=("hidden_states",),  # embedded, as the pipeline lets it embed
         label="8B",
         init=make_large_side,
+        shares=1,
     ),
 ]

@@ -111,7 +111,16 @@ def make_folder(
 
 
 ROWS = [
-    Row(pair, prediction, partial(make_folder, prediction=prediction), conv_in, cell=1, reach=1, free_depth=False)
+    Row(
+        pair,
+        prediction,
+        partial(make_folder, prediction=prediction),
+        conv_in,
+        cell=1,
+        reach=1,
+        free_depth=False,
+        shares=4,
+    )
     for pair in ("sdxl-controlnet", "sdxl-controlnet-union")
     for prediction in ("epsilon", "v_prediction")
 ]

@@ -17,7 +17,7 @@ def row(pair: str, prediction: str, folder: Callable[[Path], Path], cell: int) -
     def unshuffle(side: Any) -> Any:
         return side.adapter.unshuffle
 
-    return Row(pair, prediction, folder, unshuffle, planted_in="condition", cell=cell, free_depth=False)
+    return Row(pair, prediction, folder, unshuffle, planted_in="condition", cell=cell, free_depth=False, shares=0)
 
 
 ROWS = [

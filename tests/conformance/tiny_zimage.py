@@ -72,5 +72,6 @@ ROWS = [
         planted_in="condition",
         sizes=((16, 16), (12, 20)),  # 64 tokens, and 60 that are padded to 64
         side=SideOptions(depth=3),
+        shares=3,  # two refiners and a layer
     )
 ]
