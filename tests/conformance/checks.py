@@ -19,6 +19,7 @@ import tiny
 from conformance import row as rows
 from conformance.blocks import blocks_of, outputs_of, same
 from conformance.calls import compare_with_pipeline
+from conformance.planting import change_of_feature, plant
 from conformance.promises import CHECKS, in_precision, promised, promised_in_each_precision
 from conformance.row import Row
 from lisa.common.errors import LisaError
@@ -110,6 +111,20 @@ def a_planted_pattern_comes_back_at_its_place(row: Row, folder: Path) -> None:
     expected = torch.zeros_like(changed)
     expected[y - row.reach : y + 1 + row.reach, x - row.reach : x + 1 + row.reach] = True
     assert changed.shape == (size[0] // cell, size[1] // cell) and torch.equal(changed, expected)
+
+
+@promised
+def the_aligned_feature_shows_a_planted_pattern_at_its_place(row: Row, folder: Path) -> None:
+    """What a decoder reads of the first layer: attention carries a change everywhere, its own place changes most.
+    Convolutions, which read pixels, may show it more strongly one place away.
+    """
+    pair, size, place = rows.make_pair(row, folder), row.sizes[1], (2, 5)
+    inputs, _ = rows.make_inputs(pair, size)
+    layer = pair.side.layers()[0]
+    planted = plant(pair, inputs, row.planted_in, layer.stride, place)
+    for change in change_of_feature(pair, layer, inputs, planted, size):
+        y, x = divmod(int(change.argmax()), change.shape[1])
+        assert max(abs(y - place[0]), abs(x - place[1])) <= (pair.side.reads == "pixels"), (y, x)
 
 
 @promised
