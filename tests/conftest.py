@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 # Their comparisons should say what differs.
-pytest.register_assert_rewrite("runs", *[f"conformance.{name}" for name in ("calls", "checks", "row")])
+pytest.register_assert_rewrite("runs", *[f"conformance.{name}" for name in ("calls", "checks", "own_space", "row")])
 
 
 @pytest.fixture(scope="session")

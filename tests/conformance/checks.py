@@ -5,7 +5,6 @@ A package that adds a pair runs its row through the same functions; see ``docs/a
 
 from __future__ import annotations
 
-import copy
 import re
 from contextlib import nullcontext
 from importlib import import_module
@@ -19,6 +18,7 @@ import tiny
 from conformance import row as rows
 from conformance.blocks import blocks_of, outputs_of, same
 from conformance.calls import compare_with_pipeline
+from conformance.own_space import follow_scheduler
 from conformance.planting import change_of_feature, plant
 from conformance.promises import CHECKS, in_precision, promised, promised_in_each_precision
 from conformance.row import Row
@@ -63,7 +63,7 @@ def what_both_passes_have_in_common_is_computed_once(row: Row, folder: Path) -> 
 def prior_is_the_main_network_alone(row: Row, folder: Path) -> None:
     """And both have the shape of the target, whose difference to the prior is the residual."""
     pair = rows.make_pair(row, folder)
-    inputs, target = rows.make_inputs(pair, row.sizes[0])
+    inputs, target = rows.noised(pair, *rows.make_inputs(pair, row.sizes[0]))
     prediction = pair.predict(inputs)
     with torch.no_grad():
         alone = pair.main.forward(inputs.x_t, inputs.t, pair.main.complete(inputs.context, inputs.x_t))
@@ -129,20 +129,34 @@ def the_aligned_feature_shows_a_planted_pattern_at_its_place(row: Row, folder: P
 
 @promised
 def layers_are_what_forwards_show(row: Row, folder: Path) -> None:
-    """Names, channels and strides that are told without a forward; the decoder's output has the target's shape."""
+    """Names, channels and strides that are told without a forward; the decoder's output has the target's shape, and
+    prior and residual together denoise to the picture's latent.
+    """
     pair = rows.make_pair(row, folder)
     layers = pair.side.layers()
     aligner = rows.attached(pair, [layer.name for layer in layers])
     for size in row.sizes:
-        inputs, target = rows.make_inputs(pair, size)
+        clean, noise = rows.make_inputs(pair, size)
+        inputs, target = rows.noised(pair, clean, noise)
         prediction = pair.predict(inputs)
         terms = aligner(target, prediction.prior, pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
         assert {score.shape for score in terms.decoded.values()} == {target.shape}
         assert torch.equal(terms.residual, target - prediction.prior)
+        denoised = pair.main.process.denoised(inputs.x_t, prediction.prior + terms.residual, inputs.t)
+        torch.testing.assert_close(denoised, clean.x_t, rtol=1e-3, atol=1e-3)
     channels = {
         name: decoder.in_channels for name, decoder in zip(aligner.layers, aligner.decoders.values(), strict=True)
     }
     assert channels == {layer.name: layer.channels for layer in layers}
+
+
+@promised
+def a_scheduler_given_the_target_ends_at_the_picture(row: Row, folder: Path) -> None:
+    """What is learnt is what the pipeline's scheduler takes an output for: space, scale, sign and time."""
+    pair = rows.make_pair(row, folder)
+    clean, noise = rows.make_inputs(pair, row.sizes[0])
+    ended = follow_scheduler(pair, clean.x_t, noise)
+    torch.testing.assert_close(ended, clean.x_t, rtol=0, atol=5e-3)
 
 
 @promised_in_each_precision
@@ -159,7 +173,7 @@ def one_step_moves_what_is_trained_and_nothing_else(row: Row, folder: Path, prec
     frozen = [p for _, p in named if not p.requires_grad] + list(pair.main.network.parameters())
     frozen_before = [p.detach().clone() for p in frozen]
     optimiser = torch.optim.AdamW([p for _, p in trained], lr=1e-2, weight_decay=0)
-    inputs, target = rows.make_inputs(pair, row.sizes[0])
+    inputs, target = rows.noised(pair, *rows.make_inputs(pair, row.sizes[0]))
     with context:
         prediction = pair.predict(inputs)
         terms = aligner(target, prediction.prior, pair.main.process.decoder_time(inputs.t), x_t=inputs.x_t)
@@ -185,8 +199,8 @@ def checkpointing_changes_nothing(row: Row, folder: Path) -> None:
     rows.assert_same_step(*results)
 
 
-@promised
-def saved_and_loaded_it_predicts_the_same(row: Row, folder: Path) -> None:
+@promised_in_each_precision
+def saved_and_loaded_it_predicts_the_same(row: Row, folder: Path, precision: str) -> None:
     pair = rows.make_pair(row, folder)
     pair.side.module.eval()
     pair.side.save(folder / "saved")
@@ -194,7 +208,7 @@ def saved_and_loaded_it_predicts_the_same(row: Row, folder: Path) -> None:
     pair.spec.check_fit(pair.main, loaded)
     loaded.module.eval()
     inputs, _ = rows.make_inputs(pair, row.sizes[1])
-    with torch.no_grad():
+    with in_precision(pair, precision), torch.no_grad():
         assert torch.equal(pair.control(inputs), Pair(pair.spec, pair.main, loaded).control(inputs))
     assert type(loaded.module).__name__ == pair.spec.side_kind == pair.side.kind
 
@@ -213,7 +227,7 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     ours = pair.pipeline()
     assert type(ours) is type(stock)
     generator = torch.Generator().manual_seed(0)
-    size = [8 * pair.main.latent_factor] * 2
+    size = [side * pair.main.latent_factor // 2 for side in row.sizes[1]]  # not square
     conditions = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for _ in range(2)]
     requests = [Request(str(i), "a cat", condition, seed=1) for i, condition in enumerate(conditions)]
     pictures = []
@@ -228,12 +242,16 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
 
 @promised
 def building_a_pair_changes_no_upstream_object(row: Row, folder: Path) -> None:
-    """Configuration and weights of the main network, and its modules' names, are as they were."""
+    """Nor does making its pipeline. The main network is as its folder has it; both have the modules that they had."""
     pair = rows.make_pair(row, folder)
-    fresh = copy.deepcopy(pair.spec.load_main(str(rows.model_folder(row, folder)), **row.load))
-    assert dict(pair.main.network.config) == dict(fresh.network.config)
-    assert [name for name, _ in pair.main.network.named_modules()] == [n for n, _ in fresh.network.named_modules()]
-    ours, theirs = pair.main.network.state_dict(), fresh.network.state_dict()
+    main, side = pair.main, pair.side.module
+    before = [(dict(each.config), dict(each.named_modules())) for each in (main.network, side)]
+    pair.pipeline()
+    assert [(dict(each.config), dict(each.named_modules())) for each in (main.network, side)] == before
+    stored = type(main.network).from_pretrained(f"{rows.model_folder(row, folder)}/{main.network_name}")
+    assert dict(main.network.config) == dict(stored.config)
+    assert [name for name, _ in main.network.named_modules()] == [name for name, _ in stored.named_modules()]
+    ours, theirs = main.network.state_dict(), stored.state_dict()
     assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
     inputs, _ = rows.make_inputs(pair, row.sizes[0])
     pair.predict(inputs)

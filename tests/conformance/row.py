@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,18 @@ def gradients(
     pair: Pair, size: tuple[int, int], context: AbstractContextManager[Any]
 ) -> tuple[Prediction, dict[str, Tensor | None]]:
     """One training step without its optimiser: the prediction, and the side network's gradients by name."""
-    inputs, target = make_inputs(pair, size)
+    inputs, target = noised(pair, *make_inputs(pair, size))
     pair.side.module.zero_grad()
     with context:
         prediction = pair.predict(inputs)
         mse_loss(prediction.controlled.float(), target).backward()
     return prediction, {name: p.grad for name, p in pair.side.module.named_parameters()}
+
+
+def noised(pair: Pair, clean: Inputs, noise: Tensor) -> tuple[Inputs, Tensor]:
+    """A training's inputs and target, of what :func:`make_inputs` draws: its x_t taken as the picture's latent."""
+    process, t = pair.main.process, clean.t
+    return replace(clean, x_t=process.x_t(clean.x_t, noise, t)), process.target(clean.x_t, noise, t)
 
 
 def attached(pair: Pair, layers: list[str]) -> Any:
