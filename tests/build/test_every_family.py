@@ -1,0 +1,66 @@
+"""Whole trainings of every family: cached contexts, decoder, average, samples, and what is left behind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import diffusers
+import pytest
+
+import lisa
+import runs
+import tiny
+from conformance import tiny_flux, tiny_hunyuan, tiny_qwen, tiny_sana, tiny_sd3, tiny_sdxl, tiny_zimage
+from conformance.table import ROWS
+from lisa.common.runfolder import RunFolder
+from lisa.core.decoder import LikelihoodDecoder
+from lisa.pairs import pair_spec
+
+# Shallow, so that a run takes seconds: the aligned layer is then not always the default one.
+FAMILIES = {
+    "sdxl-controlnet": (tiny_sdxl.make_folder, {}),
+    "sd-t2i-adapter": (partial(tiny.make_folder, factor=8, levels=3), {}),
+    "sdxl-t2i-adapter": (tiny_sdxl.make_folder, {}),
+    "hunyuan-controlnet": (lambda path: tiny_hunyuan.make_folder(path, layers=6), {"align__layer": "block.1"}),
+    "sd3-controlnet": (partial(tiny_sd3.make_folder, layers=2), {"align__layer": "block.0"}),
+    "flux-controlnet": (tiny_flux.make_folder, {}),
+    "sana-controlnet": (tiny_sana.make_folder, {"side__depth": 2, "align__layer": "block.1"}),
+    "qwen-controlnet": (tiny_qwen.make_folder, {}),
+    "zimage-controlnet": (tiny_zimage.make_folder, {"side__depth": 2, "align__layer": "block.1"}),
+}
+ELSEWHERE = {"sd-controlnet": "test_training.py", "sdxl-controlnet-union": "test_parts.py"}
+
+
+def test_every_pair_is_trained_somewhere():
+    assert {row.pair for row in ROWS} == FAMILIES.keys() | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training(name, tmp_path, monkeypatch):
+    make, changes = FAMILIES[name]
+    spec, decoded = pair_spec(name), []
+    decode = LikelihoodDecoder.forward
+
+    def watched(self, feature, timesteps, size, x_t=None):
+        decoded.append(x_t is not None and bool(self.x_t_channels))
+        return decode(self, feature, timesteps, size, x_t)
+
+    monkeypatch.setattr(LikelihoodDecoder, "forward", watched)
+    folder = make(tmp_path / "model")
+    raw = runs.settings(
+        tmp_path / "run", folder, data__size=64, sample__steps=2, train__ema=0.9, log__held_out_every=1, **changes
+    )
+    raw["model"]["pair"] = name
+    summary = lisa.train(raw, quiet=True)
+    assert summary["steps"] == 2 and summary["fidelity"]["samples"] == 2
+    assert set(decoded) == {not spec.reference_side().sees_x_t}, "the decoder is given what the side network lacks"
+    run = RunFolder(tmp_path / "run")
+    steps = list(run.read_events("train"))
+    assert len(steps) == 2 and all(event["alignment"] > 0 for event in steps)
+    assert len(list(run.read_events("held_out"))) >= 2 and list((tmp_path / "run" / "samples").glob("*.png"))
+    kind = getattr(diffusers, spec.side_kind)
+    _, found = kind.from_pretrained(tmp_path / "run" / "side_network", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    # Another run starts from it: the blocks fit, and nothing was saved that belongs to the main network.
+    raw |= {"out": str(tmp_path / "more"), "side": {"init": str(tmp_path / "run")}}
+    assert lisa.train(raw, quiet=True)["steps"] == 2
