@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import lisa
 import runs
-from conformance import tiny_flux
+from conformance import tiny_flux, tiny_sd3
 from lisa.build import memory, parts, result
 from lisa.common.errors import LisaError
 from lisa.sides.low_rank import is_adapted
@@ -70,6 +70,33 @@ def test_a_low_rank_training_interrupted_equals_uninterrupted(sd_small, tmp_path
     embedding = "time_embedding.linear_1.weight"
     assert torch.equal(ours[embedding], theirs[embedding])
     assert ours["controlnet_cond_embedding.conv_in.weight"].shape[1] == 3 and ours["controlnet_mid_block.weight"].any()
+
+
+def test_that_of_a_flow_transformer_too(tmp_path, monkeypatch):
+    """Which reads latents of conditions, and pooled text."""
+    whole, stopped = tmp_path / "whole", tmp_path / "parts"
+    folder = tiny_sd3.make_folder(tmp_path / "model", layers=2)
+
+    def train(out, **changes):
+        raw = runs.settings(out, folder, **LOW, data__size=64, align__layer="block.0", **changes)
+        raw["model"]["pair"] = "sd3-controlnet"
+        return lisa.train(raw, quiet=True)
+
+    train(whole)
+    with monkeypatch.context() as patch:
+        runs.signal_at(patch, 3)
+        assert train(stopped, resume="latest") is None
+    assert train(stopped, resume="latest")["steps"] == 4
+    runs.assert_same(whole, stopped)
+    (weights,) = (whole / "side_network").glob("*.safetensors")
+    query = "transformer_blocks.0.attn.to_q.weight"
+    change = load_file(weights)[query] - load_all(folder / "transformer")[query]
+    assert change.abs().max() > 0 and torch.linalg.matrix_rank(change, rtol=1e-3) <= 2
+
+
+def load_all(folder):
+    """The weights in all shards."""
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def test_learning_rates_of_a_low_rank_training(sd_small, tmp_path):
