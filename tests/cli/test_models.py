@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from lisa.cli.app import app
 from lisa.cli.models import shorten
-from lisa.pairs import pair_names
+from lisa.pairs import pair_names, pair_spec
 
 
 def test_json_has_what_scripts_rely_on():
@@ -17,16 +17,22 @@ def test_json_has_what_scripts_rely_on():
     pairs = json.loads(result.stdout)
     assert [pair["name"] for pair in pairs] == pair_names()
     keys = {"name", "main", "side", "pipeline", "prediction", "layers", "shared", "verified_by"}
-    assert all(keys <= pair.keys() for pair in pairs)
+    assert result.exit_code == 0 and all(keys <= pair.keys() for pair in pairs)
+    shared = {pair["name"]: pair["shared"] for pair in pairs}
+    assert all((text != "") == pair_spec(name).shares_prefix for name, text in shared.items())
+    assert shared["sd-t2i-adapter"] == ""
     sd = next(pair for pair in pairs if pair["name"] == "sd-controlnet")
     shapes = [(layer["channels"], layer["stride"]) for layer in sd["layers"]]
     assert shapes == [(320, 1)] * 3 + [(320, 2), (640, 2), (640, 2), (640, 4)] + [(1280, 4)] * 2 + [(1280, 8)] * 4
 
 
-@pytest.mark.parametrize("arguments", [[], ["sd-controlnet"]])
-def test_table_fits_a_terminal(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [([], "down.0-11, mid"), (["sd-controlnet"], "down.5  (default)"), (["sd-t2i-adapter"], "shared        nothing")],
+)
+def test_table_fits_a_terminal(arguments, shown):
     result = CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "80"})
-    assert (result.exit_code == 0 and "down.5" in result.stdout) or "down.0-11, mid" in result.stdout
+    assert result.exit_code == 0 and shown in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if line.startswith(("│", "┃", "┏"))) <= 80
 
 

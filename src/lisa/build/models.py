@@ -25,7 +25,7 @@ def describe_pair(name: str) -> dict[str, Any]:
         "default_layer": spec.default_layer,
         "layers": [{"name": each.name, "channels": each.channels, "stride": each.stride} for each in layers],
         "example": spec.example,
-        "shared": spec.shared or None,
+        "shared": spec.shared,
         "verified_by": list(spec.verified_by),
     }
 
