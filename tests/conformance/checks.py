@@ -227,7 +227,7 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     ours = pair.pipeline()
     assert type(ours) is type(stock)
     generator = torch.Generator().manual_seed(0)
-    size = [side * pair.main.latent_factor // 2 for side in row.sizes[1]]  # not square
+    size = [8 * pair.main.latent_factor, 12 * pair.main.latent_factor]
     conditions = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for _ in range(2)]
     requests = [Request(str(i), "a cat", condition, seed=1) for i, condition in enumerate(conditions)]
     pictures = []
