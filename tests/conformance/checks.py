@@ -9,6 +9,7 @@ import re
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
