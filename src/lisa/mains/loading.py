@@ -169,8 +169,7 @@ def _check_folder(layout: Layout, path: Path, source: str, variant: str | None) 
         )
     if not is_hub_name(source):
         raise LisaError(
-            f"there is no folder {source!r}",
-            "Check model.path; a Hub name looks like owner/model; tiny-sd and tiny-sd3 are embedded",
+            f"there is no folder {source!r}", "Check model.path; a Hub name looks like owner/model; tiny-sd is embedded"
         )
     return variant
 
