@@ -89,17 +89,42 @@ def test_a_second_run_needs_overwrite(done):
     assert "--overwrite" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_the_stock_pipeline_runs_the_embedded_model():
-    from diffusers import StableDiffusionPipeline
+def test_a_flow_transformer_in_the_same_way(tmp_path):
+    result = run("--model", "tiny-sd3", "--steps", "2", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["model"], summary["pair"], summary["steps"]) == ("tiny-sd3", "sd3-controlnet", 2)
+    assert summary["fidelity"]["with"]["value"] is not None and (tmp_path / summary["picture"]).is_file()
 
-    pipe = StableDiffusionPipeline.from_pretrained(lisa.zoo.path("tiny-sd"))
+
+def test_a_model_that_is_not_embedded(tmp_path):
+    result = run("--model", "tiny-sd4", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "tiny-sd4" in result.stderr and "tiny-sd3" in result.stderr
+
+
+PIPELINES = {"tiny-sd": "StableDiffusionPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
+
+
+@pytest.mark.parametrize("name", lisa.zoo.names())
+def test_the_stock_pipeline_runs_the_embedded_model(name):
+    import diffusers
+
+    pipe = getattr(diffusers, PIPELINES[name]).from_pretrained(lisa.zoo.path(name))
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red circle on a blue background", num_inference_steps=2).images[0].size == (64, 64)
 
 
-def test_the_embedded_model_is_light():
+@pytest.mark.parametrize("name", lisa.zoo.names())
+def test_the_embedded_model_is_light(name):
     from pathlib import Path
 
-    files = [path for path in Path(lisa.zoo.path("tiny-sd")).rglob("*") if path.is_file()]
+    files = [path for path in Path(lisa.zoo.path(name)).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16e6
     assert not [path for path in files if path.suffix in (".bin", ".pkl", ".pt")]
+
+
+def test_every_embedded_model_has_a_quickstart():
+    from lisa.train.presets import QUICKSTART_MODELS
+
+    assert sorted(QUICKSTART_MODELS) == lisa.zoo.names()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,7 @@ def test_an_autoencoder_that_is_there_is_used_as_it_is(tmp_path):
     name = "vae/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(model / name), load_file(f"{lisa.zoo.path('tiny-sd')}/{name}")
     assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
+    assert json.loads((model / "vae/config.json").read_text())["_name_or_path"] == "tiny-sd"  # no path of this machine
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ def choose_model(
     runs = [("--run", run), *[(side.name, side.config) for side in sides]]
     known = [(name, config.model) for name, config in runs if config is not None]
     if not known and path is None:
-        raise LisaError("no main network was named", "Give --model (tiny-sd, a folder or a Hub name) beside --side")
+        raise LisaError(
+            "no main network was named", "Give --model (tiny-sd, tiny-sd3, a folder or a Hub name) beside --side"
+        )
     chosen = known[0][1] if known else ModelSettings()
     if path is not None:
         chosen = chosen.model_copy(update={"path": path})

@@ -126,6 +126,7 @@ def _load_vae(config: PretrainConfig) -> Any:
             f"{config.vae.factor} and {config.vae.latent_channels}",
             "Set vae.channels and vae.latent_channels as the VAE has them",
         )
+    vae.register_to_config(_name_or_path=source)  # saved with the model: the name, not where it lies on this machine
     return vae
 
 

@@ -169,7 +169,8 @@ def _check_folder(layout: Layout, path: Path, source: str, variant: str | None) 
         )
     if not is_hub_name(source):
         raise LisaError(
-            f"there is no folder {source!r}", "Check model.path; a Hub name looks like owner/model; tiny-sd is embedded"
+            f"there is no folder {source!r}",
+            "Check model.path; a Hub name looks like owner/model; tiny-sd and tiny-sd3 are embedded",
         )
     return variant
 

@@ -81,6 +81,7 @@ SD3_CONTROLNET = PairSpec(
     verified_by=(
         *CONFORMANCE,
         "with T5 and without, 3.5, the 8B layout",
+        "the embedded tiny-sd3, trained and sampled",
         TOGETHER,
     ),
     # It draws the condition's latent from torch's global generator, one draw for the whole batch.

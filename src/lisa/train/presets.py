@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lisa.common.errors import choose
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 
@@ -22,6 +23,11 @@ QUICKSTART: dict[str, Any] = {
     },
     "sample": {"steps": 20, "guidance": 3.0, "count": 48},
 }
+#: What differs between the embedded models: the pair, and what was found to work for it.
+QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
+    "tiny-sd": {"model": {"pair": "sd-controlnet"}},
+    "tiny-sd3": {"model": {"pair": "sd3-controlnet"}, "sample": {"count": 24}},
+}
 _MOST_SCENES = 3_000
 
 
@@ -38,11 +44,12 @@ def quickstart_config(
     """The quickstart as a configuration of the trainer.
 
     Raises:
-        LisaError: a setting is impossible.
+        LisaError: there is no such model, or a setting is impossible.
     """
-    raw = {name: dict(section) for name, section in QUICKSTART.items()}
+    own = QUICKSTART_MODELS[choose("embedded model", model, QUICKSTART_MODELS)]
+    raw = {name: {**QUICKSTART.get(name, {}), **own.get(name, {})} for name in {**QUICKSTART, **own}}
     raw["data"]["condition"] = condition
-    raw["model"] = {"path": model}
+    raw["model"]["path"] = model
     raw["align"] = {"enabled": not plain}
     if steps is not None:
         raw["train"]["steps"] = steps
