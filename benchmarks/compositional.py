@@ -126,13 +126,12 @@ def main() -> None:
             seen = set(results[0]["per_image"])
     best = {arm: choose(arm, values, tried, options.conditions) for arm, values in tried.items()}
 
+    folders = {arm: options.work / f"{arm}-{list(arms[arm]).index(weights)}" for arm, weights in best.items()}
     final = {}
     for arm, weights in best.items():
-        number = list(arms[arm]).index(weights)
-        results = judged(options.work / f"{arm}-{number}", runs, arms[arm][weights], options.held_out, options)
+        results = judged(folders[arm], runs, arms[arm][weights], options.held_out, options)
         final[arm] = [without(result, seen) for result in results]
     if options.picture is not None:
-        folders = {arm: options.work / f"{arm}-{list(arms[arm]).index(weights)}" for arm, weights in best.items()}
         keys = list(final["together"][0]["per_image"])[:6]
         draw(runs, folders, keys, options.picture)
     row = record(options, final, best, tried)
