@@ -1,4 +1,4 @@
-"""AnimateDiff (arXiv 2307.04725): a Stable Diffusion UNet with motion modules between its layers, ``UNetMotionModel``."""
+"""AnimateDiff (arXiv 2307.04725): ``UNetMotionModel``, Stable Diffusion's UNet with motion modules between layers."""
 
 from __future__ import annotations
 
