@@ -202,5 +202,6 @@ _DRY_RUNS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "QwenImageControlNetModel": qwen.run_on_zeros,
     "ZImageControlNetModel": zimage.run_on_zeros,
     "WanVACEBranch": wan_vace.run_on_zeros,
+    "WanVACETransformer3DModel": wan_vace.run_fused_on_zeros,
 }
 _SELECTS: dict[str, Select] = {"ZImageControlNetModel": zimage.image_tokens}
