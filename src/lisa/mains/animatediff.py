@@ -73,4 +73,3 @@ def load_animatediff(source: str, **options: Any) -> AnimateDiffMain:
         required=("text_encoder", "tokenizer", "motion_adapter"),
     )
     return AnimateDiffMain.load(layout, source, **options)
-
