@@ -1,0 +1,5 @@
+"""Networks and pipelines of our own, in diffusers' manner, for what it has none for. Importing it imports diffusers."""
+
+from lisa.networks.wan_vace import WanVACEBranch
+
+__all__ = ["WanVACEBranch"]
