@@ -83,6 +83,10 @@ class Pair:
         check_hooks(self.main.network)
         return self._main(self._completed(inputs))
 
+    def scaled(self, inputs: Inputs) -> Tensor:
+        """``x_t`` at the scale at which networks, and decoders that read it, are given it."""
+        return self.main.process.model_input(inputs.x_t, inputs.t)
+
     def read_condition(self, pixels: Tensor) -> Tensor:
         """Pixels of a condition (B, 3 n, H, W) in 0..1 to what the side network reads."""
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
@@ -101,7 +105,8 @@ class Pair:
             return self._main(inputs, residuals)
 
     def _residuals(self, inputs: Inputs) -> Any:
-        return self.side.forward(inputs.x_t, self.main.process.model_time(inputs.t), inputs.context, inputs.condition)
+        time = self.main.process.model_time(inputs.t)
+        return self.side.forward(self.scaled(inputs), time, inputs.context, inputs.condition)
 
     @property
     def call(self) -> PipelineCall:
