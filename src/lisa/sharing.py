@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lisa.common.errors import LisaError
-from lisa.core.replacing import replaced
+from lisa.core.replacing import is_compiled, replaced
 
 _SEPARATE = "train with share_prior=false"
 
@@ -54,7 +54,7 @@ class SharedPrefix:
                 "the main network's dropout is active, so prior and control would see different noise",
                 "Put it into eval mode (main.eval())",
             )
-        if _is_compiled(self.network):
+        if is_compiled(self.network):
             raise LisaError(
                 "the main network is compiled as a whole, and compiled code ignores capture and replay",
                 f"{_SEPARATE.capitalize()}, or compile only modules inside it (its blocks: compile_repeated_blocks())",
@@ -166,12 +166,3 @@ _FREEU = ("s1", "s2", "b1", "b2")
 
 def _is_up(module: nn.Module) -> bool:
     return "UpBlock" in type(module).__name__
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """By ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(module.forward)``."""
-    return (
-        hasattr(module, "_orig_mod")
-        or module._compiled_call_impl is not None
-        or hasattr(module.forward, "_torchdynamo_orig_callable")
-    )

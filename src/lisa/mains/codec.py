@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lisa.core.frames import fold, unfold
+
 
 class Codec(Protocol):
     """Pixels (B, 3, H, W) in -1..1 to latents (B, ``channels``, H / ``factor``, W / ``factor``) and back.
@@ -99,3 +101,25 @@ class QwenImageCodec:
         frames = (latents * self.deviation.to(latents) + self.mean.to(latents))[:, :, None]
         pixels: Tensor = vae.decode(frames).sample[:, :, 0]
         return pixels
+
+
+class FramesCodec(KLCodec):
+    """``AutoencoderKLTemporalDecoder`` (SVD): frames are encoded one by one, and those of a clip decoded together.
+
+    Pixels are (B, 3, F, H, W), latents (B, C, F, h, w).
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    _TOGETHER = 4  # frames encoded at once: a clip's maps at 576x1024 would take gigabytes
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`: (B, 2 channels, F, h, w)."""
+        parts = [super(FramesCodec, self).moments(vae, part) for part in fold(pixels).split(self._TOGETHER)]
+        return unfold(torch.cat(parts), pixels.shape[2])
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`; clip by clip."""
+        clips = [vae.decode(fold(clip) / self.scaling, num_frames=clip.shape[2]).sample for clip in latents.split(1)]
+        return unfold(torch.cat(clips), latents.shape[2])

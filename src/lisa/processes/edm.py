@@ -20,7 +20,8 @@ class EDMProcess:
 
     With data of unit variance (sigma_data = 1) the preconditioning is, as diffusers' ``EulerDiscreteScheduler`` has it
     for v-prediction with continuous timesteps: c_in = 1/sqrt(sigma^2 + 1), c_skip = 1/(sigma^2 + 1), c_out =
-    -sigma/sqrt(sigma^2 + 1), c_noise = ln(sigma)/4. The loss ``w ||D - x_0||^2`` with w = 1/c_out^2 is ``||F - F*||^2``.
+    -sigma/sqrt(sigma^2 + 1), c_noise = ln(sigma)/4. The loss ``w ||D - x_0||^2`` with w = 1/c_out^2 is
+    ``||F - F*||^2``, which here has weight 1.
 
     Args:
         log_mean: of the training density, which is log-normal in sigma; Stable Video Diffusion's by default.
