@@ -21,6 +21,7 @@ class Inputs:
     """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition``.
 
     The condition is what the side network reads: pixels (B, 3 n, H, W) in 0..1, n pictures stacked, or their latents.
+    Of clips ``x_t`` is (B, C, f, h, w), the condition (B, 3 n, F, H, W) or their latents; ``t`` is (B,) all the same.
     """
 
     x_t: Tensor
@@ -88,7 +89,7 @@ class Pair:
         return self.main.process.model_input(inputs.x_t, inputs.t)
 
     def read_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3 n, H, W) in 0..1 to what the side network reads."""
+        """Pixels of a condition (B, 3 n, H, W), or of a clip's (B, 3 n, F, H, W), in 0..1 to what the side network reads."""
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
 
     def _completed(self, inputs: Inputs) -> Inputs:

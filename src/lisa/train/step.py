@@ -135,9 +135,14 @@ class ControlStep:
 
 
 def drop_captions(context: Context, empty: Context, dropped: Tensor) -> dict[str, Tensor]:
-    """``context`` with the rows where ``dropped`` (B,) is true replaced by ``empty`` (1, ...)."""
+    """``context`` with the rows where ``dropped`` (B,) is true replaced by ``empty`` (1, ...).
+
+    Names that ``empty`` has not are left alone: they are the same in the unconditional pass.
+    """
     return {
         name: torch.where(dropped.reshape(-1, *[1] * (value.ndim - 1)), empty[name].to(value), value)
+        if name in empty
+        else value
         for name, value in context.items()
     }
 
