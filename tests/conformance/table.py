@@ -10,6 +10,7 @@ from conformance import (
     tiny_sd,
     tiny_sd3,
     tiny_sdxl,
+    tiny_svd,
     tiny_t2i,
     tiny_zimage,
 )
@@ -25,4 +26,5 @@ ROWS: list[Row] = [
     *tiny_sana.ROWS,
     *tiny_qwen.ROWS,
     *tiny_zimage.ROWS,
+    *tiny_svd.ROWS,
 ]

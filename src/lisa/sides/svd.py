@@ -21,6 +21,10 @@ class SVDControlNetSide(ControlNetSide):
     lora_targets = (*ControlNetSide.lora_targets, "ff_in.net.0.proj", "ff_in.net.2")  # over time
     original_names = None
 
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        freeze_attention_to_one_token(module)
+
     @classmethod
     def from_main(cls, network: nn.Module, latent_factor: int, conditioning_channels: int = 3) -> SVDControlNetSide:
         """A copy of the main network's encoder, with a condition embedding that shrinks by ``latent_factor``.
@@ -44,6 +48,18 @@ class SVDControlNetSide(ControlNetSide):
             in_dtype_of(module, condition.transpose(1, 2)),
             return_dict=False,
         )
+
+
+def freeze_attention_to_one_token(network: nn.Module) -> None:
+    """Freeze the queries and keys of attention to the conditioning frame's embedding, and the norms before them.
+
+    It is one token, whose weight is 1 whatever they are: they would only get the noise of rounding for a gradient.
+    """
+    for block in network.modules():
+        attention = getattr(block, "attn2", None)
+        if isinstance(attention, nn.Module):
+            for part in (block.norm2, attention.to_q, attention.to_k):
+                part.requires_grad_(False)
 
 
 def run_on_zeros(network: Any) -> tuple[int, int]:
