@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conformance.row import over_time
 from lisa.core.packing import unpack
 from lisa.pairs import Inputs, Pair
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips, sample_pictures
 
 PROMPT = "a cat"
 #: Arguments that say nothing about what is computed, or say what leaving them out says.
@@ -35,22 +36,24 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
     pipeline, main, call = pair.pipeline(), pair.main, pair.call
     _narrow_posterior(main.component("vae"))
     fast_scheduler(pipeline)
-    pixels = [side * main.latent_factor for side in size]
+    pixels = [*over_time(main), *[side * main.latent_factor for side in size]]
+    sample_with = sample_clips if main.video else sample_pictures
     condition = torch.randint(0, 256, (*pixels, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     request = Request("0", PROMPT, condition.numpy(), seed=1)
     networks = [getattr(pipeline, call.network), main.network]
     with recorded(networks) as theirs, _scheduler_steps(pipeline) as steps:
         # An embedded guidance is no classifier-free one: it is the same in training and in sampling here.
         settings = SamplerSettings(steps=2, guidance=getattr(main, "guidance", 1.0))
-        list(sample_pictures(pipeline, [request], settings, call))
+        list(sample_with(pipeline, [request], settings, call))
     output, t, sample = steps[1]
     t = torch.as_tensor(t).reshape(1)
     t = t.float() / 1000 if main.process.prediction == "flow" else t.long()
-    read = pair.read_condition(condition.permute(2, 0, 1)[None] / 255)
+    read = pair.read_condition(condition.movedim(-1, 0)[None] / 255)
     inputs = Inputs(_as_map(sample, size), t, main.encode_text([PROMPT]), read)
     with torch.no_grad(), recorded([pair.side.module, main.network]) as ours:
         prediction = pair.control(inputs)
-    for mine, their, left_out in zip(ours, theirs, (in_another_form, ()), strict=True):
+    # What is both networks in one is called as neither of them is.
+    for mine, their, left_out in [] if call.joins else zip(ours, theirs, (in_another_form, ()), strict=True):
         assert mine[-1].keys() == their[-1].keys()
         for name in mine[-1].keys() - left_out:
             _same(mine[-1][name], their[-1][name], name)
@@ -114,8 +117,10 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, dict) and all(each is None for each in value.values()) else value
 
 
-def _as_map(latent: Tensor, size: tuple[int, int], in_another_form: Sequence[str] = ()) -> Tensor:
-    """Some pipelines keep latents as packed tokens, some with frames."""
+def _as_map(latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """Some pipelines keep latents as packed tokens, some those of pictures with a frame."""
+    if latent.ndim == 5 and latent.shape[2] > 1:
+        return latent
     return unpack(latent, size) if latent.ndim == 3 else latent.reshape(*latent.shape[:2], *size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conformance import (
+    tiny_animatediff,
     tiny_flux,
     tiny_hunyuan,
     tiny_qwen,
@@ -12,10 +13,12 @@ from conformance import (
     tiny_sdxl,
     tiny_svd,
     tiny_t2i,
+    tiny_wan,
     tiny_zimage,
 )
 from conformance.row import Row
 
+#: of pictures
 ROWS: list[Row] = [
     *tiny_sd.ROWS,
     *tiny_sdxl.ROWS,
@@ -26,5 +29,7 @@ ROWS: list[Row] = [
     *tiny_sana.ROWS,
     *tiny_qwen.ROWS,
     *tiny_zimage.ROWS,
-    *tiny_svd.ROWS,
 ]
+
+#: of clips
+VIDEO_ROWS: list[Row] = [*tiny_wan.ROWS, *tiny_animatediff.ROWS, *tiny_svd.ROWS]

@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_the_frames_as_pictures_and_sums_are_per_clip(form):
     gradient, by_clip = decoder.out.weight.grad.clone(), clips.squared_error
     decoder.zero_grad()
 
-    pictures = fold(clip).requires_grad_()
+    pictures = fold(clip.detach()).requires_grad_()
     side(pictures)
     terms = aligner(fold(target), fold(prior), t.repeat_interleave(FRAMES))
     terms.loss.backward()

@@ -30,6 +30,7 @@ class MainNetwork(Protocol):
     network: nn.Module
     process: ForwardProcess
     latent_channels: int
+    condition_latent_channels: int  # of what ``encode_condition`` gives
     latent_factor: int
     size_multiple: int  # both sides of a picture, in pixels, must be multiples of it
     source: str  # path or Hub name, as the user gave it
@@ -62,7 +63,10 @@ class MainNetwork(Protocol):
         """Pixels to scaled posterior mean and standard deviation, (B, 2 C, h, w)."""
 
     def encode_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3, H, W) in 0..1 to its latent, for side networks that read latents."""
+        """Pixels of a condition (B, 3, H, W) in 0..1 to its latent, for side networks that read latents.
+
+        (B, ``condition_latent_channels``, h, w); of clips with frames before the rows.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pixels in -1..1."""

@@ -30,6 +30,22 @@ def check_flow(scheduler: Mapping[str, Any], source: str) -> None:
         )
 
 
+def check_flow_solver(scheduler: Mapping[str, Any], source: str) -> None:
+    """The same, where a solver of another family is one of a flow if it is set up so (DPM-Solver, UniPC).
+
+    Raises:
+        LisaError: it is of another family, or not set up.
+    """
+    if scheduler.get("prediction_type") == "flow_prediction" and scheduler.get("use_flow_sigmas"):
+        return
+    if "use_flow_sigmas" in scheduler:
+        raise LisaError(
+            f"the scheduler of {source!r}, a {scheduler.get('_class_name')}, is not set up for a flow",
+            'It needs "prediction_type": "flow_prediction" and "use_flow_sigmas": true in its configuration',
+        )
+    check_flow(scheduler, source)
+
+
 def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
     """Refuse a scheduler whose model predicts something that has no residual here.
 

@@ -52,6 +52,7 @@ class PipelineMain:
         self.pipeline, self.source, self.process, self.codec = pipeline, source, process, codec
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self.latent_channels, self.latent_factor = codec.channels, codec.factor
+        self.condition_latent_channels = codec.channels
         self.size_multiple = codec.factor * self.patch
         self._read_again: Callable[[], Any] | None = None
         self._offloaded, self._home = "none", torch.device("cpu")

@@ -15,7 +15,7 @@ from lisa.core.injecting import injected
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
 from lisa.mains.checks import check_edm, check_vae, scheduler_of
-from lisa.mains.codec import FramesCodec
+from lisa.mains.codec import TemporalDecoderCodec
 from lisa.mains.loading import Layout, check_required
 from lisa.mains.pipeline_main import PipelineMain
 from lisa.mains.stable_diffusion import unet_encoder
@@ -46,7 +46,7 @@ class SVDMain(PipelineMain):
 
     def __init__(self, pipeline: Any, source: str) -> None:
         _check_pipeline(pipeline, source)
-        super().__init__(pipeline, source, EDMProcess(), FramesCodec(pipeline.vae))
+        super().__init__(pipeline, source, EDMProcess(), TemporalDecoderCodec(pipeline.vae))
 
     def encode_frame(self, frames: Tensor, rate: Tensor, motion: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
         """What the pipeline makes of a conditioning frame: ``encoder_hidden_states`` (B, 1, D), ``image_latents``

@@ -2,5 +2,6 @@
 
 from lisa.networks.svd_controlnet import SVDControlNet
 from lisa.networks.svd_pipeline import SVDControlNetPipeline
+from lisa.networks.wan_vace import WanVACEBranch
 
-__all__ = ["SVDControlNet", "SVDControlNetPipeline"]
+__all__ = ["SVDControlNet", "SVDControlNetPipeline", "WanVACEBranch"]

@@ -1,4 +1,4 @@
-"""Sampling pictures with a diffusers pipeline, one seed per picture, so that a batch gives what single calls give."""
+"""Sampling pictures and clips with a diffusers pipeline, one seed each, so that a batch gives what single calls give."""
 
 from __future__ import annotations
 
@@ -91,6 +91,34 @@ def sample_pictures(
                 **call.more,
             ).images
         yield from zip(chosen, _to_bytes(np.asarray(images), chosen), strict=True)
+
+
+@torch.no_grad()
+def sample_clips(
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
+) -> Iterator[tuple[Request, np.ndarray]]:
+    """Clips (uint8, F x H x W x 3) for ``requests`` whose conditions are clips (uint8, F x H x W x 3), one by one:
+    diffusers' pipelines take the condition of one clip at a time.
+
+    Raises:
+        BrokenPictures: a clip is not finite.
+    """
+    for request in requests:
+        frames, height, width = request.condition.shape[:3]
+        with _seeded(request.seed), _as_loaded(pipeline), in_own_precision(pipeline, call.network):
+            clips = pipeline(
+                request.prompt,
+                height=height,
+                width=width,
+                num_frames=frames,
+                num_inference_steps=settings.steps,
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type="np",
+                **{call.image: [*map(Image.fromarray, request.condition)], call.scale: settings.control_scale},
+                **{call.guidance: settings.guidance + call.guidance_offset},
+                **call.more,
+            ).frames
+        yield request, _to_bytes(np.asarray(clips), [request])[0]
 
 
 def _to_bytes(images: np.ndarray, requests: Sequence[Request]) -> np.ndarray:

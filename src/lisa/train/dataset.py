@@ -175,7 +175,7 @@ class EncodedData:
             return CacheJob(store, {"conditions": (size, np.uint8)}, lambda rows: {"conditions": read(rows)})
         encoder = modules_hash(self.main.encoder_modules("image"))
         store = ArrayCache(self._cache, cache_key(kind="condition latents", encoder=encoder, **facts))
-        shape = (len(self), self.variants, self.main.latent_channels, *self._latent_size())
+        shape = (len(self), self.variants, self.main.condition_latent_channels, *self._latent_size())
         return CacheJob(store, {"condition_latents": (shape, np.float32)}, encode)
 
     def _condition(self, pixels: Tensor) -> Tensor:
