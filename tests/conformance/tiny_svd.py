@@ -102,4 +102,4 @@ def make_folder(path: Path, shard: str = "10GB", **changes: Any) -> Path:
     return path
 
 
-ROWS = [Row("svd-controlnet", "edm", make_folder, conv_in, cell=1, reach=1, free_depth=False)]
+ROWS = [Row("svd-controlnet", "edm", make_folder, conv_in, cell=1, reach=1, sizes=((8, 8), (8, 12)), free_depth=False)]

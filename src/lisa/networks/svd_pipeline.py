@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from itertools import count
 from typing import Any
 
@@ -123,6 +124,7 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
         """The UNet's ``forward``, with what the side network gives for the same arguments; ``scale``: of each step."""
         steps = count()
 
+        @wraps(forward)
         def controlled(sample: Tensor, timestep: Tensor, **given: Any) -> Any:
             weight = scale(next(steps))
             if weight == 0:
