@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from conformance import row as rows
+from conformance import tiny_svd
 from conformance.table import ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_spec
 from model_copies import edited
 
-FAMILIES = list({row.pair: row for row in ROWS}.values())
+FAMILIES = list({row.pair: row for row in [*ROWS, *tiny_svd.ROWS]}.values())
 # (variant, type it is stored in, largest shard): large models come sharded, with and without a variant.
 LAYOUTS = [
     (None, torch.float32, "20KB"),
