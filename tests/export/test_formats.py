@@ -239,6 +239,7 @@ COMFYUI = {
     "flux-controlnet": ["controlnet_blocks.0.weight", "controlnet_x_embedder.weight"],
     "qwen-controlnet": ["controlnet_blocks.0.weight", "transformer_blocks.0.img_mlp.net.0.proj.weight"],
     "zimage-controlnet": ["control_all_x_embedder.2-1.weight"],
+    "svd-controlnet": ["controlnet_cond_embedding.conv_in.weight"],  # by which it is taken for another kind
 }
 
 
