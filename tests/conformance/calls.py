@@ -136,7 +136,7 @@ def _context(main: Any, request: Request) -> Any:
 
 
 def _as_map(latent: Tensor, main: Any, size: tuple[int, int]) -> Tensor:
-    """Some pipelines keep latents as packed tokens, some those of pictures with a frame, some frames before channels."""
+    """Some pipelines keep latents as packed tokens, or those of pictures with a frame, or frames before channels."""
     if latent.ndim == 5 and latent.shape[1] != main.latent_channels:
         return latent.transpose(1, 2)
     if latent.ndim == 5 and latent.shape[2] > 1:

@@ -70,8 +70,9 @@ def test_nothing_stays_behind(unet):
 
 def test_what_would_be_ignored_or_misplaced_is_refused(unet):
     _, down, mid = inputs_and_residuals(unet, (8, 8))
-    with pytest.raises(LisaError, match=r"5 residuals for the 6 skip connections of a UNet2DConditionModel"), injected(
-        unet, down[1:], mid
+    with (
+        pytest.raises(LisaError, match=r"5 residuals for the 6 skip connections of a UNet2DConditionModel"),
+        injected(unet, down[1:], mid),
     ):
         pass
     compiled = copy.deepcopy(unet)

@@ -1,4 +1,4 @@
-"""Stable Video Diffusion from folders; conditioning frames as the pipeline has them; clips as latents; what is refused."""
+"""Stable Video Diffusion from folders: conditioning frames as the pipeline has them, clips as latents, and refusals."""
 
 from __future__ import annotations
 

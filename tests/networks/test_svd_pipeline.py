@@ -63,7 +63,7 @@ def test_without_control_it_is_the_stock_pipeline(base, pipeline):
 
 
 def test_it_gives_the_clip_of_our_own_sampling(pipeline, monkeypatch):
-    """Euler's steps written out, on the pair's prediction, with a guidance that rises from the first frame to the last."""
+    """Euler's steps written out, on the pair's prediction, with a guidance that rises from first frame to last."""
     spec, components = pair_spec("svd-controlnet"), dict(pipeline.components)
     side = SVDControlNetSide(components.pop("controlnet"))
     main = svd.SVDMain(StableVideoDiffusionPipeline(**copy.deepcopy(components)), "here")

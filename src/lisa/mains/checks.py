@@ -78,7 +78,7 @@ def check_edm(scheduler: Mapping[str, Any], source: str) -> None:
         raise LisaError(
             f"the scheduler of {source!r} is a {scheduler.get('_class_name')} with prediction_type={prediction!r} and "
             f"timestep_type={kind!r}, not one of EDM",
-            "Use the scheduler the model was trained with (EulerDiscreteScheduler with 'v_prediction' and 'continuous')",
+            "Use the scheduler the model was trained with (EulerDiscreteScheduler, v_prediction, continuous)",
         )
 
 

@@ -125,7 +125,8 @@ class SVDControlNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
 
         Args:
             unet: it is left as it is.
-            conditioning_channels: see the class; so are the ``conditioning_embedding_out_channels``.
+            conditioning_channels: see the class.
+            conditioning_embedding_out_channels: see the class.
             load_weights_from_unet: copy the weights, too, and not only the architecture.
         """
         accepted = inspect.signature(cls.__init__).parameters

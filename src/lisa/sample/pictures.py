@@ -63,7 +63,7 @@ class SamplerSettings:
 
 
 def fast_scheduler(pipeline: Any) -> None:
-    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Flow and EDM models keep their own."""
+    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Flows and EDM keep their own."""
     from diffusers import DPMSolverMultistepScheduler
 
     config = pipeline.scheduler.config

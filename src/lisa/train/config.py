@@ -47,8 +47,8 @@ class ModelSettings(Settings):
     )
     log_sigma: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
         None,
-        description="Mean and standard deviation of ln(sigma) in training, of EDM models (SVD); empty: 0.7 and 1.6, for "
-        "576x1024. Smaller clips want a smaller mean.",
+        description="Mean and standard deviation of ln(sigma) in training, of EDM models (SVD); empty: 0.7 and 1.6, "
+        "for 576x1024. Smaller clips want a smaller mean.",
     )
 
     @field_validator("pair")
