@@ -226,12 +226,14 @@ def test_files_of_another_kind_are_refused(root, tmp_path):
 
 def test_which_pairs_have_which_formats():
     original = {name for name in pair_names() if "original" in formats_of(pair_spec(name))}
-    assert original == {"sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter", "sdxl-t2i-adapter"}
+    controlnets = {"sd-controlnet", "sdxl-controlnet", "animatediff-controlnet"}
+    assert original == controlnets | {"sd-t2i-adapter", "sdxl-t2i-adapter"}
 
 
 # What ComfyUI's loaders look for (comfy/controlnet.py, comfy_extras/nodes_model_patch.py), as docs/export.md lists it.
 COMFYUI = {
     "sd-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
+    "animatediff-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
     "sdxl-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
     "sdxl-controlnet-union": ["controlnet_cond_embedding.conv_in.weight", "control_add_embedding.linear_1.bias"],
     "sd-t2i-adapter": ["adapter.body.0.resnets.0.block1.weight"],

@@ -136,6 +136,7 @@ class PipelineCall:
         container: class of diffusers in which the pipeline takes several side networks at once, with lists of condition
             pictures and of scales; None where it has none.
         agree: what of their configurations must then be the same: pipeline or container go by the first one's.
+        clips: whether it makes clips: the condition is a list of frames.
         joins: the method of a side network that makes, of the main network's folder, what the pipeline takes as
             ``network``, where that is both in one; empty: it takes the side network itself.
     """
@@ -151,6 +152,7 @@ class PipelineCall:
     takes_tensors: bool = False
     container: str | None = None
     agree: tuple[str, ...] = ()
+    clips: bool = False
     joins: str = ""
 
 
