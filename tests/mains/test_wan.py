@@ -136,7 +136,7 @@ def test_projections_run_twice_under_checkpointing_and_are_caught_once(root):
         for parameter in aligner.parameters():
             torch.nn.init.constant_(parameter, 0.01)
         fired = []
-        pair.side.module.vace_blocks[1].proj_out.register_forward_hook(lambda *given, fired=fired: fired.append(1))
+        pair.side.module.vace_blocks[1].proj_out.register_forward_pre_hook(lambda *given, fired=fired: fired.append(1))
         inputs, target = rows.make_inputs(pair, (8, 12))
         prediction = pair.predict(inputs)
         terms = aligner(target, prediction.prior, inputs.t * 1000)

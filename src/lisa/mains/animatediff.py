@@ -1,4 +1,4 @@
-"""AnimateDiff (arXiv 2307.04725): a Stable Diffusion UNet with motion modules between its layers, ``UNetMotionModel``."""
+"""AnimateDiff (arXiv 2307.04725): ``UNetMotionModel``, Stable Diffusion's UNet with motion modules between layers."""
 
 from __future__ import annotations
 
@@ -73,4 +73,3 @@ def load_animatediff(source: str, **options: Any) -> AnimateDiffMain:
         required=("text_encoder", "tokenizer", "motion_adapter"),
     )
     return AnimateDiffMain.load(layout, source, **options)
-

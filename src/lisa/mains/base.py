@@ -20,7 +20,7 @@ class MainNetwork(Protocol):
 
     ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`offload_encoders`) once what they give
     is cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled:
-    maps in every family, whatever the network packs them into. Of a video network pixels are (B, 3, F, H, W), conditions
+    maps in every family, whatever the network packs them into. Of a video network pixels and conditions are
     (B, 3, F, H, W), latents (B, C, f, h, w) with f = ``latent_frames(F)``, and there is one time per clip.
     """
 

@@ -1,4 +1,4 @@
-"""Networks and pipelines of our own, in diffusers' manner, for what it lacks. Importing this imports diffusers."""
+"""Networks and pipelines of our own, in diffusers' manner, for what it has none for. Importing it imports diffusers."""
 
 from lisa.networks.svd_controlnet import SVDControlNet
 from lisa.networks.svd_pipeline import SVDControlNetPipeline

@@ -89,7 +89,7 @@ class Pair:
         return self.main.process.model_input(inputs.x_t, inputs.t)
 
     def read_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3 n, H, W), or of a clip's (B, 3 n, F, H, W), in 0..1 to what the side network reads."""
+        """Pixels of a condition (B, 3 n, H, W), of clips (B, 3 n, F, H, W), in 0..1 to what the side network reads."""
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
 
     def _completed(self, inputs: Inputs) -> Inputs:

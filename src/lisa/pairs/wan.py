@@ -83,7 +83,5 @@ WAN_VACE = PairSpec(
     package=WanVACESide.package,
     overflows_in_fp16="UMT5",
     verified_by=CONFORMANCE,
-    call=PipelineCall(
-        image="video", scale="conditioning_scale", network="transformer", clips=True, joins="fused_with"
-    ),
+    call=PipelineCall(image="video", scale="conditioning_scale", network="transformer", clips=True, joins="fused_with"),
 )

@@ -1,4 +1,4 @@
-"""Sampling pictures and clips with a diffusers pipeline, one seed each, so that a batch gives what single calls give."""
+"""Sampling pictures and clips with a diffusers pipeline, one seed each: a batch gives what single calls give."""
 
 from __future__ import annotations
 
