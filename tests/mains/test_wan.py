@@ -249,3 +249,11 @@ def test_a_side_network_without_main_network_says_so(pair, tmp_path):
     inputs, _ = rows.make_inputs(pair, (8, 8))
     with pytest.raises(LisaError, match="no main network to borrow from"):
         side.forward(inputs.x_t, inputs.t, inputs.context, inputs.condition)
+
+
+def test_the_fused_model_can_be_aligned_in_a_loop_of_ones_own(pair):
+    model = pair.side.module.fused(pair.main.network)
+    aligner = attach(model, ["block.0", "block.2"], out_channels=4)
+    sizes = [(decoder.in_channels, decoder.upsamples) for decoder in aligner.decoders.values()]
+    branch = attach(pair.side.module, ["block.0", "block.2"], out_channels=4)
+    assert sizes == [(24, 1)] * 2 == [(decoder.in_channels, decoder.upsamples) for decoder in branch.decoders.values()]

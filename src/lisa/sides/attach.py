@@ -203,5 +203,6 @@ _DRY_RUNS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "ZImageControlNetModel": zimage.run_on_zeros,
     "SVDControlNet": svd.run_on_zeros,
     "WanVACEBranch": wan_vace.run_on_zeros,
+    "WanVACETransformer3DModel": wan_vace.run_fused_on_zeros,
 }
 _SELECTS: dict[str, Select] = {"ZImageControlNetModel": zimage.image_tokens}

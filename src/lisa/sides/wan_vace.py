@@ -126,3 +126,16 @@ def run_on_zeros(network: Any) -> tuple[int, int]:
     control = zeros(1, config.vace_in_channels, config.patch_size[0], side, side)
     network(zeros(1, 4, width), zeros(1, 8, width), control, zeros(1, 6, width), (ones, 0 * ones))
     return side, side
+
+
+def run_fused_on_zeros(network: Any) -> tuple[int, int]:
+    """The same of diffusers' ``WanVACETransformer3DModel``, for a training loop of one's own."""
+    config, zeros, side = network.config, zeros_like(network), 2 * network.config.patch_size[1]
+    clip = (config.patch_size[0], side, side)
+    network(
+        zeros(1, config.in_channels, *clip),
+        zeros(1),
+        zeros(1, 8, config.text_dim),
+        control_hidden_states=zeros(1, config.vace_in_channels, *clip),
+    )
+    return side, side
