@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,15 @@ class WanVACEBranch(ModelMixin, ConfigMixin):
         model.vace_patch_embedding, model.vace_blocks = self.vace_patch_embedding, self.vace_blocks
         model.training = False  # of the shell alone: its parts are as they were
         return model
+
+    @classmethod
+    def of(cls, fused: Any) -> WanVACEBranch:
+        """The branch of a fused model, a public VACE for instance: its very parts."""
+        accepted = inspect.signature(cls.__init__).parameters
+        with torch.device("meta"):
+            branch = cls(**{name: fused.config[name] for name in accepted if name in fused.config})
+        branch.vace_patch_embedding, branch.vace_blocks = fused.vace_patch_embedding, fused.vace_blocks
+        return branch.train(fused.training)
 
     def fused_with(self, source: str, **options: Any) -> Any:
         """:meth:`fused` with the transformer of a Wan model's folder or Hub name, in this branch's type."""

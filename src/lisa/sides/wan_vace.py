@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
+from lisa.common.model_folders import read_json
 from lisa.core.precision import as_stored, in_dtype_of
 from lisa.sides.base import Context, DiffusersSide, Layer, SideOptions
 from lisa.sides.blocks import ATTENTION
 from lisa.sides.copying import common_configuration, copy_weights
 from lisa.sides.layers import layer_names, zeros_like
+from lisa.sides.loading import load_module
 
 #: Blocks of Wan -> blocks of the public VACE for it (1.3B); others have one for five (14B).
 _PUBLIC_DEPTHS = {30: 15}
 _EVERY = 5
+_FUSED = "WanVACETransformer3DModel"
 
 
 class WanVACESide(DiffusersSide):
@@ -36,6 +41,16 @@ class WanVACESide(DiffusersSide):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self.lender: Any = None
+
+    @classmethod
+    def from_folder(cls, source: str, default_config: Callable[[], Mapping[str, Any]] | None = None) -> WanVACESide:
+        """Also from the folder of a fused model (of a public VACE, ``transformer/``), of which the branch is taken."""
+        config = Path(source) / "config.json"
+        if not (config.is_file() and read_json(config).get("_class_name") == _FUSED):
+            return super().from_folder(source, default_config)
+        from lisa.networks.wan_vace import WanVACEBranch as Kind
+
+        return cls(Kind.of(load_module(_FUSED, source)).float())
 
     @classmethod
     def from_main(cls, network: Any, options: SideOptions, condition_channels: int, factor: int) -> WanVACESide:
