@@ -137,6 +137,7 @@ class PipelineCall:
             pictures and of scales; None where it has none.
         agree: what of their configurations must then be the same: pipeline or container go by the first one's.
         clips: whether it makes clips: the condition is a list of frames.
+        begins: what clips are made of: a ``prompt``, or the ``frame`` that they begin with.
         joins: the method of a side network that makes, of the main network's folder, what the pipeline takes as
             ``network``, where that is both in one; empty: it takes the side network itself.
     """
@@ -153,6 +154,7 @@ class PipelineCall:
     container: str | None = None
     agree: tuple[str, ...] = ()
     clips: bool = False
+    begins: str = "prompt"
     joins: str = ""
 
 

@@ -63,5 +63,7 @@ SVD_CONTROLNET = PairSpec(
     reference_side=_reference,
     package=SVDControlNetSide.package,
     verified_by=CONFORMANCE,
-    call=PipelineCall(image="conditioning_frames", guidance="max_guidance_scale", takes_tensors=True),
+    call=PipelineCall(
+        image="conditioning_frames", guidance="max_guidance_scale", takes_tensors=True, clips=True, begins="frame"
+    ),
 )
