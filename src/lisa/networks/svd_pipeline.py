@@ -78,7 +78,7 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
         """Clips that begin with ``image`` and follow ``conditioning_frames``.
 
         Args:
-            image: the conditioning frame, or a list of them; as ``StableVideoDiffusionPipeline`` takes it.
+            image: the picture that a clip goes on from, or a list of them, as ``StableVideoDiffusionPipeline`` takes it.
             conditioning_frames: a condition picture for every frame: a list of pictures, (F, 3 n, H, W) or, for several
                 clips, a list of lists or (B, F, 3 n, H, W); tensors in 0..1. One clip's serves for all ``image``.
             height: of the clip; the conditioning frames' unless given, and so is the ``width``.
@@ -96,11 +96,12 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
             ``StableVideoDiffusionPipelineOutput``: ``frames``.
 
         Raises:
-            LisaError: conditioning frames of another number than clips or frames, or a UNet compiled as a whole.
+            LisaError: conditioning frames of another number than clips or frames, an empty share of the steps, or a UNet
+                compiled as a whole.
         """
         check_injectable(self.unet)
         condition = self.control_video_processor.preprocess_video(conditioning_frames, height, width).transpose(1, 2)
-        self._check_condition(condition, image, num_frames)
+        _check(condition, image, num_frames, (control_guidance_start, control_guidance_end))
         condition = condition.repeat_interleave(num_videos_per_prompt, dim=0)
         condition = condition.to(self._execution_device, self.controlnet.dtype)
 
@@ -143,15 +144,21 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
 
         return controlled
 
-    def _check_condition(self, condition: Tensor, image: Any, num_frames: int | None) -> None:
-        clips = len(image) if isinstance(image, list | Tensor) else 1
-        if len(condition) not in (1, clips):
-            raise LisaError(
-                f"conditioning frames of {len(condition)} clips for {clips} conditioning frames",
-                "Give as many clips of them as images, or one for all",
-            )
-        if num_frames not in (None, condition.shape[1]):
-            raise LisaError(
-                f"num_frames is {num_frames}, and there are {condition.shape[1]} conditioning frames",
-                "Leave num_frames out, or give a condition picture for every frame",
-            )
+
+def _check(condition: Tensor, image: Any, num_frames: int | None, window: tuple[float, float]) -> None:
+    images = len(image) if isinstance(image, list | Tensor) else 1
+    if len(condition) not in (1, images):
+        raise LisaError(
+            f"conditioning_frames of {len(condition)} clips for {images} images",
+            "Give those of as many clips as there are images, or of one clip for all",
+        )
+    if num_frames not in (None, condition.shape[1]):
+        raise LisaError(
+            f"num_frames is {num_frames}, and there are {condition.shape[1]} conditioning_frames",
+            "Leave num_frames out, or give a condition picture for every frame",
+        )
+    if not 0.0 <= window[0] < window[1] <= 1.0:
+        raise LisaError(
+            f"control_guidance_start is {window[0]}, control_guidance_end {window[1]}",
+            "Give shares of the steps, 0 to 1, the start before the end",
+        )

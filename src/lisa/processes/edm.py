@@ -42,7 +42,8 @@ class EDMProcess:
 
     def sample_timesteps(self, u: Tensor) -> Tensor:
         """Quantiles of the density at ``u``: sigma, (B,) float32, positive."""
-        return (self.log_mean + self.log_std * torch.special.ndtri(u.double())).exp().float()
+        logs: Tensor = self.log_mean + self.log_std * torch.special.ndtri(u.double())
+        return logs.exp().float()
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """1 and ``t``."""
