@@ -78,7 +78,7 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
         """Clips that begin with ``image`` and follow ``conditioning_frames``.
 
         Args:
-            image: the picture that a clip goes on from, or a list of them, as ``StableVideoDiffusionPipeline`` takes it.
+            image: the picture that a clip goes on from, or several; as ``StableVideoDiffusionPipeline`` takes it.
             conditioning_frames: a condition picture for every frame: a list of pictures, (F, 3 n, H, W) or, for several
                 clips, a list of lists or (B, F, 3 n, H, W); tensors in 0..1. One clip's serves for all ``image``.
             height: of the clip; the conditioning frames' unless given, and so is the ``width``.
@@ -96,8 +96,8 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
             ``StableVideoDiffusionPipelineOutput``: ``frames``.
 
         Raises:
-            LisaError: conditioning frames of another number than clips or frames, an empty share of the steps, or a UNet
-                compiled as a whole.
+            LisaError: conditioning frames of another number than clips or frames, an empty share of the steps, or a
+                UNet compiled as a whole.
         """
         check_injectable(self.unet)
         condition = self.control_video_processor.preprocess_video(conditioning_frames, height, width).transpose(1, 2)
