@@ -192,7 +192,7 @@ def test_depths_are_the_public_ones_unless_asked_for(loaded):
     assert side.module.config.vace_layers == list(range(0, 30, 2))
     network = tiny_wan.make_transformer(num_layers=10)
     assert WanVACESide.from_main(network, SideOptions(), 8, 4).module.config.vace_layers == [0, 5]
-    with pytest.raises(LisaError, match="side.depth is 11.*Choose 1 to 10"):
+    with pytest.raises(LisaError, match=r"side.depth is 11.*Choose 1 to 10"):
         WanVACESide.from_main(network, SideOptions(depth=11), 8, 4)
 
 

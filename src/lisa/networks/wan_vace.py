@@ -11,9 +11,15 @@ from diffusers import WanTransformer3DModel, WanVACEPipeline, WanVACETransformer
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformerBlock
+from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_vace
 from torch import Tensor, nn
 
 __all__ = ["WanVACEBranch", "WanVACEPipeline"]  # diffusers' own pipeline, so that one import loads both
+
+if not hasattr(pipeline_wan_vace, "ftfy"):
+    # diffusers 0.42 calls ftfy here whether it is installed or not; its plain Wan pipeline, whose text training reads,
+    # does without.
+    pipeline_wan_vace.basic_clean = pipeline_wan.basic_clean
 
 #: What a fused model has from the plain transformer.
 _PLAIN = ("rope", "patch_embedding", "condition_embedder", "blocks", "norm_out", "proj_out", "scale_shift_table")
