@@ -81,7 +81,6 @@ WAN_VACE = PairSpec(
     example="Wan 2.1 T2V 1.3B",
     reference_side=_reference,
     package=WanVACESide.package,
-    overflows_in_fp16="UMT5",
     verified_by=CONFORMANCE,
     call=PipelineCall(image="video", scale="conditioning_scale", network="transformer", clips=True, joins="fused_with"),
 )
