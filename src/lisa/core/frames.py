@@ -14,7 +14,7 @@ def fold(clips: Tensor) -> Tensor:
 
 def unfold(frames: Tensor, count: int) -> Tensor:
     """The way back: (B f, C, h, w) of clips of ``count`` frames to (B, C, f, h, w)."""
-    return frames.unflatten(0, (-1, count)).transpose(1, 2)
+    return frames.reshape(-1, count, *frames.shape[1:]).transpose(1, 2)
 
 
 def fold_feature(feature: Tensor, batch: int, frames: int, layer: str) -> Tensor:
@@ -33,7 +33,7 @@ def fold_feature(feature: Tensor, batch: int, frames: int, layer: str) -> Tensor
     if feature.ndim == 5:
         folded = fold(feature)
     elif feature.ndim == 3 and feature.shape[0] == batch and feature.shape[1] % frames == 0:
-        folded = feature.unflatten(1, (frames, -1)).flatten(0, 1)
+        folded = feature.reshape(batch * frames, -1, feature.shape[2])
     else:
         folded = feature
     if folded.shape[0] == batch * frames and length == frames:
