@@ -47,7 +47,7 @@ EXCEPTIONS = {
 # transformers and torch for what published protocols read off pictures (evaluate/extractors/).
 ONLY = {
     "diffusers": {"networks", "mains", "sides", "pairs", "processes", "train", "build", "sample", "cli"},
-    "transformers": {"mains", "train", "build", "cli", "evaluate"},
+    "transformers": {"networks", "mains", "train", "build", "cli", "evaluate"},
     "accelerate": {"train", "build"},
     "typer": {"cli"},
     "pydantic": {"train"},

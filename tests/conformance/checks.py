@@ -239,7 +239,8 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     size = [*rows.over_time(pair.main), 8 * pair.main.latent_factor, 12 * pair.main.latent_factor]
     sample = sample_clips if pair.main.video else sample_pictures
     conditions = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for _ in range(2)]
-    requests = [Request(str(i), "a cat", condition, seed=1) for i, condition in enumerate(conditions)]
+    frame = conditions[0][0] if pair.main.context_reads == "frame" else None
+    requests = [Request(str(i), "a cat", each, seed=1, frame=frame) for i, each in enumerate(conditions)]
     pictures = []
     for pipeline in (ours, stock):
         fast_scheduler(pipeline)

@@ -11,6 +11,7 @@ from conformance import (
     tiny_sd,
     tiny_sd3,
     tiny_sdxl,
+    tiny_svd,
     tiny_t2i,
     tiny_wan,
     tiny_zimage,
@@ -31,4 +32,4 @@ ROWS: list[Row] = [
 ]
 
 #: of clips
-VIDEO_ROWS: list[Row] = [*tiny_wan.ROWS, *tiny_animatediff.ROWS]
+VIDEO_ROWS: list[Row] = [*tiny_wan.ROWS, *tiny_animatediff.ROWS, *tiny_svd.ROWS]

@@ -140,3 +140,16 @@ def test_what_has_no_dropped_form_is_left_alone():
     dropped = drop_captions(context, {"image": torch.zeros(1, 1, 3)}, torch.tensor([True, False]))
     assert torch.equal(dropped["image"], torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 1, 3))
     assert dropped["times"] is context["times"]
+
+
+def test_networks_and_decoders_are_given_x_t_at_its_scale(sd_small, monkeypatch):
+    """As processes that add noise without shrinking the picture (EDM) scale it; the main network scales by itself."""
+    step, seen = make(sd_small), []
+    pair, align = step.pair, step.align
+    monkeypatch.setattr(pair.main.process, "model_input", lambda x_t, t: x_t / 2, raising=False)
+    step.align = lambda *given, x_t, **more: seen.append(x_t) or align(*given, x_t=x_t, **more)
+    forward = pair.side.forward
+    monkeypatch.setattr(pair.side, "forward", lambda x_t, *given: seen.append(x_t) or forward(x_t, *given))
+    x_t = step.inputs(batch(), 0)[0].x_t
+    step(batch(), 0)
+    assert len(seen) == 2 and all(torch.equal(each, x_t / 2) for each in seen)

@@ -7,6 +7,7 @@ from typing import Any
 from lisa.common.errors import LisaError
 from lisa.mains.base import MainNetwork
 from lisa.pairs import PairSpec
+from lisa.processes.edm import EDMProcess
 from lisa.sides.base import SideNetwork
 
 
@@ -78,6 +79,22 @@ def choose_guidance(main: Any, guidance: float | None) -> None:
             "Leave model.guidance empty; the guidance of pictures is sample.guidance",
         )
     main.guidance = guidance
+
+
+def choose_log_sigma(main: Any, log_sigma: tuple[float, float] | None) -> None:
+    """Set the density of the noise levels that an EDM model is trained at.
+
+    Raises:
+        LisaError: the main network is none.
+    """
+    if log_sigma is None:
+        return
+    if main.process.prediction != "edm":
+        raise LisaError(
+            f"model.log_sigma is {list(log_sigma)}, but {main.source!r} is no EDM model: it has other noise levels",
+            "Leave model.log_sigma empty",
+        )
+    main.process = EDMProcess(*log_sigma)
 
 
 def enable_checkpointing(network: Any) -> None:

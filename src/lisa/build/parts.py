@@ -15,6 +15,7 @@ from lisa.build.checks import (
     check_size,
     choose_control_type,
     choose_guidance,
+    choose_log_sigma,
     enable_checkpointing,
 )
 from lisa.build.memory import make_networks
@@ -148,6 +149,7 @@ def build_pair(config: TrainConfig) -> Pair:
     choose_control_type(side, config.side.control_type)
     check_positions(config.data.height_width, main, side)
     choose_guidance(main, config.model.guidance)
+    choose_log_sigma(main, config.model.log_sigma)
     if config.side.gradient_checkpointing:
         enable_checkpointing(side.module)
         enable_checkpointing(main.network)

@@ -145,8 +145,18 @@ def _calling_code(call: PipelineCall) -> str:
     if call.clips:
         size = ", ".join(f"{name}=frames[0].{name}" for name in ("height", "width"))
         given = f"{call.image}=frames, num_frames=len(frames), {size}{more}"
-        return f'# frames: PIL images, the condition of each frame\nclip = pipe("a prompt", {given}).frames[0]'
+        told = "# frames: PIL images, the condition of each frame"
+        if call.begins == "frame":
+            return f"{told}; image: that with which the clip begins\nclip = pipe(image, {given}).frames[0]"
+        return f'{told}\nclip = pipe("a prompt", {given}).frames[0]'
     return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'
+
+
+def _task(call: PipelineCall) -> str:
+    """As the Hub calls it."""
+    if call.clips:
+        return "image-to-video" if call.begins == "frame" else "text-to-video"
+    return "text-to-image"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -156,7 +166,7 @@ def _front_matter(facts: CardFacts) -> str:
     base = facts.model if on_hub(facts.model) else None
     data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-video" if facts.call.clips else "text-to-image",
+        pipeline_tag=_task(facts.call),
         base_model=base,
         base_model_relation=None if base is None else "adapter",
         datasets=facts.data if on_hub(facts.data) else None,

@@ -67,6 +67,21 @@ def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
         )
 
 
+def check_edm(scheduler: Mapping[str, Any], source: str) -> None:
+    """Refuse a scheduler's configuration that is not Stable Video Diffusion's kind of EDM.
+
+    Raises:
+        LisaError: it predicts something else, or counts time otherwise than by ln(sigma).
+    """
+    prediction, kind = scheduler.get("prediction_type"), scheduler.get("timestep_type")
+    if (prediction, kind) != ("v_prediction", "continuous"):
+        raise LisaError(
+            f"the scheduler of {source!r} is a {scheduler.get('_class_name')} with prediction_type={prediction!r} and "
+            f"timestep_type={kind!r}, not one of EDM",
+            "Use the scheduler the model was trained with (EulerDiscreteScheduler, v_prediction, continuous)",
+        )
+
+
 def check_vae(pipeline: Any, source: str, kind: str = "AutoencoderKL") -> None:
     """Refuse an autoencoder that the family's pipelines cannot use.
 

@@ -129,3 +129,23 @@ class QwenImageCodec(WanCodec):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See :class:`Codec`."""
         return super().decode(vae, latents[:, :, None])[:, :, 0]
+
+
+class TemporalDecoderCodec(FrameCodec):
+    """``AutoencoderKLTemporalDecoder`` (SVD): frames are encoded each by itself, and those of a clip decoded together.
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    _TOGETHER = 4  # frames encoded at once: the maps of a clip at 576x1024 would take gigabytes
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 2 channels, F, h, w)."""
+        parts = [KLCodec.moments(self, vae, part) for part in fold(pixels).split(self._TOGETHER)]
+        return unfold(torch.cat(parts), pixels.shape[2])
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 3, F, H, W), clip by clip."""
+        clips = [vae.decode(fold(clip) / self.scaling, num_frames=clip.shape[2]).sample for clip in latents.split(1)]
+        return unfold(torch.cat(clips), latents.shape[2])

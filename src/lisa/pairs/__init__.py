@@ -10,6 +10,7 @@ from lisa.pairs.sana import SANA_CONTROLNET
 from lisa.pairs.sd3 import SD3_CONTROLNET
 from lisa.pairs.sdxl import SDXL_CONTROLNET, SDXL_CONTROLNET_UNION
 from lisa.pairs.stable_diffusion import SD_CONTROLNET
+from lisa.pairs.svd import SVD_CONTROLNET
 from lisa.pairs.t2i_adapter import SD_T2I_ADAPTER, SDXL_T2I_ADAPTER
 from lisa.pairs.wan import WAN_VACE
 from lisa.pairs.zimage import ZIMAGE_CONTROLNET
@@ -26,6 +27,7 @@ for _spec in (
     SANA_CONTROLNET,
     QWEN_CONTROLNET,
     ZIMAGE_CONTROLNET,
+    SVD_CONTROLNET,
     WAN_VACE,
     ANIMATEDIFF_CONTROLNET,
 ):

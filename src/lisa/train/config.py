@@ -45,6 +45,11 @@ class ModelSettings(Settings):
         ge=0,
         description="Embedded guidance in training, of distilled networks (Flux.1 dev); empty: 3.5.",
     )
+    log_sigma: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Mean and standard deviation of ln(sigma) in training, of EDM models (SVD); empty: 0.7 and 1.6, "
+        "for 576x1024. Smaller clips want a smaller mean.",
+    )
 
     @field_validator("pair")
     @classmethod

@@ -124,7 +124,7 @@ class ControlStep:
         if options.shuffled:
             target, prior = target.roll(1, 0), prior.roll(1, 0)
         time = self.pair.main.process.decoder_time(inputs.t)
-        return self.align(target, prior, time, x_t=inputs.x_t, share=1 / options.noises)
+        return self.align(target, prior, time, x_t=self.pair.scaled(inputs), share=1 / options.noises)
 
     def _set_weight(self, step: int) -> bool:
         """Whether this step is aligned."""
