@@ -36,6 +36,32 @@ def check_size(size: tuple[int, int], multiple: int) -> None:
         raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {multiple}")
 
 
+def check_frames(frames: int | None, main: MainNetwork) -> None:
+    """Refuse pictures where the main network makes clips, clips where it makes pictures, and clips of a wrong length.
+
+    Args:
+        frames: of a clip; None: pictures.
+        main: the main network.
+
+    Raises:
+        LisaError: they do not go together.
+    """
+    if main.video and frames is None:
+        raise LisaError(
+            f"{main.source!r} makes clips, but data.frames is empty: the data are pictures",
+            "Set data.frames, such as data.frames=8, and a source of clips (data.source=moving-scenes, or a folder "
+            "with clips/); or use a pair that makes pictures (model.pair)",
+        )
+    if frames is None:
+        return
+    if not main.video:
+        raise LisaError(
+            f"{main.source!r} makes pictures, but data.frames is {frames}: the data are clips",
+            "Leave data.frames empty and use a source of pictures, or use a pair that makes video (model.pair)",
+        )
+    main.latent_frames(frames)
+
+
 def check_positions(size: tuple[int, int], main: MainNetwork, *sides: SideNetwork) -> None:
     """Refuse pictures of more latent cells per side than all networks have positions for.
 
