@@ -112,7 +112,7 @@ def test_clips_that_are_too_short_are_errors_or_repeat_their_last_frame(root):
     ("change", "message"),
     [
         (lambda c: (c / "frame_7.png").unlink(), "condition 'b' of 'sub/b' has 11 frames, its clip 12"),
-        (lambda c: (c / "frame_7.png").rename(c / "frame_12.png"), "has a frame 'frame_8', its clip none of that name"),
+        (lambda c: (c / "frame_7.png").rename(c / "frame_12.png"), "has a frame 'frame_12', its clip none of that name"),
         (lambda c: save(picture(1, 24, 40), c / "frame_0.png"), "is 40x24 pixels, its clip 32x24"),
     ],
 )
@@ -214,7 +214,7 @@ def levels(clip):
 def test_a_video_tells_its_frames_and_their_rate(tmp_path, suffix, codec):
     path = write_video(tmp_path / f"x.{suffix}", [grey(i) for i in range(10)], codec=codec)
     info = clip_info(path)
-    assert (info.frames, info.size, info.rate, info.names) == (10, (32, 48), 12.0, None)
+    assert (info.frames, info.size, info.names) == (10, (32, 48), None) and info.rate == pytest.approx(12, rel=0.01)
     assert levels(read_frames(path, range(10))) == list(range(10))
     assert levels(read_frames(path, [2, 5, 9, 9])) == [2, 5, 9, 9]
     with pytest.raises(LisaError, match=r"x.* ends before its frame 10"):
@@ -225,7 +225,7 @@ def test_an_animated_gif_is_a_clip(tmp_path):
     frames = [Image.fromarray(grey(i)) for i in range(6)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:], duration=100)
     info = clip_info(tmp_path / "x.gif")
-    assert (info.frames, info.size, info.rate) == (6, (32, 48), 10.0)
+    assert (info.frames, info.size) == (6, (32, 48)) and info.rate == pytest.approx(10, rel=0.01)
     assert levels(read_frames(tmp_path / "x.gif", range(6))) == list(range(6))
 
 

@@ -41,7 +41,7 @@ class ClipMain:
 
     def encode_moments(self, pixels):
         assert pixels.dtype == torch.float32 and pixels.shape[1:] == (3, FRAMES, SIZE, SIZE)
-        assert -1 <= pixels.min() < 0 < pixels.max() <= 1
+        assert -1 <= pixels.min() < pixels.max() <= 1
         self.clips.append(len(pixels))
         mean = torch.nn.functional.avg_pool3d(pixels[:, :, ::2], (1, FACTOR, FACTOR))
         return torch.cat([mean, torch.full_like(mean, 0.01)], 1)

@@ -13,7 +13,7 @@ data/
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class _Clip:
     entry: Entry
     info: ClipInfo
     rate: float | None
-    offsets: list[int] = field(default_factory=list)
+    offsets: list[int]
 
     @property
     def spare(self) -> int:
@@ -204,13 +204,14 @@ class ClipFolder:
             return
         info, remedy = clip_info(file), "Make the condition again from this clip"
         (height, width), (tall, wide) = info.size, clip.info.size
+        strangers = set(info.names or ()) - set(clip.info.names or info.names or ())
         if info.frames != clip.info.frames:
             problem = f"has {info.frames} frames, its clip {clip.info.frames}"
         elif info.size != clip.info.size:
             problem = f"is {width}x{height} pixels, its clip {wide}x{tall}"
-        elif info.names != clip.info.names and None not in (info.names, clip.info.names):
-            other = next(a for a, b in zip(info.names or (), clip.info.names or (), strict=True) if a != b)
-            problem, remedy = f"has a frame {other!r}, its clip none of that name", "Name both frame by frame alike"
+        elif strangers:
+            problem = f"has a frame {min(strangers)!r}, its clip none of that name"
+            remedy = "Name both frame by frame alike"
         else:
             self._belong.add(file)
             return

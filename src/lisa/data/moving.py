@@ -158,6 +158,8 @@ def _draw_motion(rng: np.random.Generator, kind: str) -> Motion:
 
 def _reflected(place: float, low: float, high: float) -> float:
     """Where something is that would be at ``place`` if there were no walls at ``low`` and ``high``."""
+    if low <= place <= high:
+        return place  # exactly, so that a scene begins as the still one
     span = high - low
     return low + span - abs((place - low) % (2 * span) - span)
 

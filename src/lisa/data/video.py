@@ -68,7 +68,7 @@ def frame_files(folder: Path) -> list[Path]:
 
 def _counted(name: str) -> list[tuple[int, str]]:
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    return [(int(part), "") if part[0].isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if "0" <= part[0] <= "9" else (-1, part) for part in parts]
 
 
 def clip_info(path: Path) -> ClipInfo:
