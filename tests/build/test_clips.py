@@ -22,7 +22,9 @@ def config(model, tmp_path, **changes):
 
 
 def test_pictures_and_clips_go_to_networks_for_them():
-    pictures, clips = (SimpleNamespace(source="x", video=video, latent_frames=lambda frames: frames) for video in (0, 1))
+    pictures, clips = (
+        SimpleNamespace(source="x", video=video, latent_frames=lambda frames: frames) for video in (0, 1)
+    )
     check_frames(None, pictures)
     check_frames(8, clips)
     with pytest.raises(LisaError, match=r"'x' makes clips, but data.frames is empty.*data.source=moving-scenes"):
@@ -42,10 +44,10 @@ def test_a_length_that_the_network_cannot_make_is_its_own_message():
 def test_a_pair_is_refused_before_its_side_network_is_made(sd_small, tmp_path, monkeypatch):
     from lisa.mains.stable_diffusion import StableDiffusionMain
 
-    with pytest.raises(LisaError, match="makes pictures, but data.frames is 4"):
+    with pytest.raises(LisaError, match=r"makes pictures, but data\.frames is 4"):
         parts.build_pair(config(sd_small, tmp_path, **CLIPS))
     monkeypatch.setattr(StableDiffusionMain, "video", True)
-    with pytest.raises(LisaError, match="makes clips, but data.frames is empty"):
+    with pytest.raises(LisaError, match=r"makes clips, but data\.frames is empty"):
         parts.build_pair(config(sd_small, tmp_path))
 
 

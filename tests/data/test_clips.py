@@ -83,7 +83,7 @@ def test_rates_and_motions_come_from_metadata(root):
     assert slower.spare(0) == 12 - 7 and numbers(slower.window(1, 0).image, number=1) == [0, 4, 8]
     for wrong in ("x", -1, 0, float("inf")):
         (root / "metadata.jsonl").write_text(json.dumps({"file_name": "clips/a", "fps": wrong}))
-        with pytest.raises(LisaError, match="has the fps .*It must be a number above 0"):
+        with pytest.raises(LisaError, match=r"has the fps .*It must be a number above 0"):
             clip_folder(root, ALL)
 
 
@@ -112,7 +112,10 @@ def test_clips_that_are_too_short_are_errors_or_repeat_their_last_frame(root):
     ("change", "message"),
     [
         (lambda c: (c / "frame_7.png").unlink(), "condition 'b' of 'sub/b' has 11 frames, its clip 12"),
-        (lambda c: (c / "frame_7.png").rename(c / "frame_12.png"), "has a frame 'frame_12', its clip none of that name"),
+        (
+            lambda c: (c / "frame_7.png").rename(c / "frame_12.png"),
+            "has a frame 'frame_12', its clip none of that name",
+        ),
         (lambda c: save(picture(1, 24, 40), c / "frame_0.png"), "is 40x24 pixels, its clip 32x24"),
     ],
 )
@@ -135,7 +138,7 @@ def test_a_damaged_frame_is_named_wherever_it_lies(root):
 
 def test_frames_of_several_sizes_are_named(root):
     save(picture(1, 24, 40), root / "clips" / "a" / "frame_5.png")
-    with pytest.raises(LisaError, match="the frames of '.*a' are 32x24 and 40x24 pixels"):
+    with pytest.raises(LisaError, match=r"the frames of '.*a' are 32x24 and 40x24 pixels"):
         _ = clip_folder(root, ALL)[0]
 
 
@@ -161,7 +164,11 @@ def test_what_is_missing_is_named(root, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [((1,), "frames is 1"), ((4, 0.0), "frame rate is 0.0"), ((4, None, "loop"), "unknown way with short clips 'loop'")],
+    [
+        ((1,), "frames is 1"),
+        ((4, 0.0), "frame rate is 0.0"),
+        ((4, None, "loop"), "unknown way with short clips 'loop'"),
+    ],
 )
 def test_bad_sampling_is_named(options, message):
     with pytest.raises(LisaError, match=message):

@@ -10,7 +10,16 @@ from scipy.ndimage import map_coordinates
 
 from lisa.common.errors import LisaError
 from lisa.data.moving import Motion, MovingScene, make_moving_scene
-from lisa.data.scenes import COLOURS, SCENE_CONDITIONS, Scene, Shape, label_by_colour, make_scene, outlines, signed_distance
+from lisa.data.scenes import (
+    COLOURS,
+    SCENE_CONDITIONS,
+    Scene,
+    Shape,
+    label_by_colour,
+    make_scene,
+    outlines,
+    signed_distance,
+)
 from lisa.data.sources import MovingScenesSource, Sampling, ScenesSource, check_source, open_source
 
 SIZE = 64
@@ -111,7 +120,9 @@ def warped(frame, displacement):
     """``frame`` looked up (bilinearly) where the pixels of the frame before it have gone."""
     rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(float)
     places = [rows + displacement[..., 1], columns + displacement[..., 0]]
-    return np.stack([map_coordinates(frame[..., c].astype(float), places, order=1, mode="nearest") for c in range(3)], -1)
+    return np.stack(
+        [map_coordinates(frame[..., c].astype(float), places, order=1, mode="nearest") for c in range(3)], -1
+    )
 
 
 def test_warping_by_the_motion_gives_the_frame_before(moving):
@@ -143,7 +154,7 @@ def test_what_is_passed_in_front_of_is_not_visible_in_both():
     [
         ((0.3, 0.0), 0.0, "moving right"),
         ((-0.3, 0.05), 0.0, "moving left"),
-        ((0.0, -0.3), 1.0, "moving up and turning"),
+        ((0.0, -0.3), 1.0, "moving up while turning"),
         ((0.2, 0.2), 0.0, "moving down and right"),
         ((0.0, 0.0), -1.0, "turning"),
         ((0.0, 0.0), 0.0, ""),
@@ -162,8 +173,11 @@ def test_scenes_are_what_they_were():
     assert np.abs(means - np.asarray(PINNED_MEANS)).max() < 1
 
 
-PINNED_CAPTION = "?"
-PINNED_MEANS = [[0.0, 0.0, 0.0]] * 4
+PINNED_CAPTION = (
+    "a large pink circle in front of a medium blue triangle moving down and right while turning "
+    "on a graded yellow background"
+)
+PINNED_MEANS = [[250.9, 211.4, 117.7], [247.5, 196.5, 114.0], [236.7, 202.8, 68.5], [198.3, 169.9, 84.8]]
 
 
 def test_the_source_gives_clips_with_conditions_and_exact_truth():

@@ -58,7 +58,11 @@ class ClipMain:
         self.keys += keys
         numbers = torch.tensor([float(key[-3:]) for key in keys])
         facts = torch.stack([rate, motion, numbers], 1)
-        return {"picture": frames.flatten(2).mean(2).bfloat16(), "side": frames[..., :4].mean((1, 2, 3)), "facts": facts}
+        return {
+            "picture": frames.flatten(2).mean(2).bfloat16(),
+            "side": frames[..., :4].mean((1, 2, 3)),
+            "facts": facts,
+        }
 
     def encode_unconditional(self):
         return {"picture": torch.zeros(1, 3)} if self.context_reads == "frame" else self.encode_text([""])
@@ -143,7 +147,9 @@ def test_cached_equals_uncached(tmp_path, context, reads, cached):
 def test_shapes(tmp_path):
     (batch,) = first(encode(ClipMain("frame"), tmp_path), 1)
     assert batch.moments.shape == (3, 6, 3, 4, 4) and batch.moments.is_contiguous()
-    assert batch.condition.shape == (3, 3, FRAMES, SIZE, SIZE) and 0 <= batch.condition.min() < batch.condition.max() <= 1
+    assert (
+        batch.condition.shape == (3, 3, FRAMES, SIZE, SIZE) and 0 <= batch.condition.min() < batch.condition.max() <= 1
+    )
     assert batch.context["picture"].shape == (3, 3) and batch.context["picture"].dtype == torch.bfloat16
     assert batch.context["facts"].tolist() == [[8.0, 127.0, visit % 4] for visit in batch.visits]
     assert list(batch.empty) == ["picture"], "the rest is the same in the unconditional pass"

@@ -126,16 +126,17 @@ class ClipFolder:
         """Hash of the bytes of a clip."""
         return content_hash(hash_files(_files(self._clips[index].entry.image)))
 
-    def check(self) -> None:
-        """Look at all clips and conditions without decoding them, but for frames that look truncated.
+    def check(self, *, conditions: bool = True) -> None:
+        """Look at all clips (and conditions) without decoding them, but for frames that look truncated.
 
         Raises:
             LisaError: a condition does not belong to its clip frame by frame, or a file is damaged.
         """
         for clip in self._clips:
-            for file in clip.entry.conditions:
+            others = clip.entry.conditions if conditions else ()
+            for file in others:
                 self._refuse_other(clip, file)
-            for frame in (f for file in (clip.entry.image, *clip.entry.conditions) for f in _files(file)):
+            for frame in (f for file in (clip.entry.image, *others) for f in _files(file)):
                 if frame.suffix.lower() not in VIDEO_SUFFIXES and looks_truncated(frame):
                     load_rgb(frame)
 

@@ -58,7 +58,7 @@ class Motion:
             if there
         ]
         doing = [f"moving {' and '.join(ways)}"] if ways else []
-        return " and ".join([*doing, *(["turning"] if self.spin else [])])
+        return " while ".join([*doing, *(["turning"] if self.spin else [])])
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _open(folder: str | Path) -> PairedFolder | ClipFolder:
     """The source, every file of which has been looked at before the first long computation."""
     if holds_clips(folder):
         clips = clip_folder(folder, None, require_condition=False, default_caption="")
-        clips.check()
+        clips.check(conditions=False)
         return clips
     source = paired_folder(folder, require_condition=False, default_caption="")
     for index in range(len(source)):
