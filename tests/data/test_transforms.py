@@ -148,8 +148,8 @@ def test_all_frames_of_a_clip_and_of_its_condition_get_one_crop_and_flip():
     rng = np.random.default_rng(1)
     clip = rng.integers(0, 255, (5, 40, 60, 3), dtype=np.uint8)
     labels = np.zeros_like(clip)
-    labels[0, :, 31:] = (9, 200, 30)
-    labels[1:, 21:, :31] = (90, 0, 7)  # two colours in every frame, three in the clip
+    labels[0, :, 32:] = (9, 200, 30)
+    labels[1:, 22:, :32] = (90, 0, 7)  # two colours in every frame, three in the clip
     transform = PairedTransform((32, 32), crop="random", flip=True, seed=4)
     seen = set()
     for step in range(6):
