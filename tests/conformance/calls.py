@@ -44,9 +44,10 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
     frame = condition[0].numpy() if main.context_reads == "frame" else None
     request = Request("0", PROMPT, condition.numpy(), seed=1, frame=frame)
     networks = [getattr(pipeline, call.network), main.network]
+    after = int(main.process.prediction == "edm")  # steps: at its last one there is next to no noise, nor scaling
     with recorded(networks) as theirs, _scheduler_steps(pipeline) as steps:
         # An embedded guidance is no classifier-free one: it is the same in training and in sampling here.
-        settings = SamplerSettings(steps=2, guidance=getattr(main, "guidance", 1.0))
+        settings = SamplerSettings(steps=2 + after, guidance=getattr(main, "guidance", 1.0))
         list(sample_with(pipeline, [request], settings, call))
     output, t, sample = steps[1]
     read = pair.read_condition(condition.movedim(-1, 0)[None] / 255)
@@ -56,9 +57,9 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
         prediction = pair.control(inputs)
     # What is both networks in one is called as neither of them is.
     for mine, their, left_out in [] if call.joins else zip(ours, theirs, (in_another_form, ()), strict=True):
-        assert mine[-1].keys() == their[-1].keys()
+        assert mine[-1].keys() == their[-1 - after].keys()
         for name in mine[-1].keys() - left_out:
-            _same(mine[-1][name], their[-1][name], name)
+            _same(mine[-1][name], their[-1 - after][name], name)
     torch.testing.assert_close(prediction, _as_map(output, main, size), atol=5e-4, rtol=1e-3)
     return prediction
 
