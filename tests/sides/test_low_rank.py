@@ -8,7 +8,7 @@ from torch.nn.functional import mse_loss
 
 import lisa
 from conformance import row as rows
-from conformance import tiny_flux, tiny_sd, tiny_t2i
+from conformance import tiny_flux, tiny_sd, tiny_svd, tiny_t2i
 from conformance.table import ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import Pair
@@ -16,7 +16,7 @@ from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sampl
 from lisa.sides.low_rank import add_low_rank, is_adapted, without_adapters
 
 # What is predicted makes no difference here: one row per pair and label.
-COPIES = list({(row.pair, row.label): row for row in ROWS if "t2i" not in row.pair}.values())
+COPIES = list({(row.pair, row.label): row for row in [*ROWS, *tiny_svd.ROWS] if "t2i" not in row.pair}.values())
 each_copy = pytest.mark.parametrize("row", COPIES, ids=str)
 SD, FLUX = tiny_sd.ROWS[0], tiny_flux.ROWS[0]
 

@@ -46,5 +46,6 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         config.model.path,
         argument=spec.call.network,
         package=spec.package,
+        joins=spec.call.joins,
     )
     console.print(code, markup=False, soft_wrap=True)

@@ -95,6 +95,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         _shared_path(facts.model),
         argument=facts.call.network,
         package=facts.package,
+        joins=facts.call.joins,
     )
     sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]
@@ -114,6 +115,7 @@ def loading_code(
     *,
     argument: str = "controlnet",
     package: str = "diffusers",
+    joins: str = "",
 ) -> str:
     """The three lines that load a side network into its pipeline.
 
@@ -124,21 +126,37 @@ def loading_code(
         model: a path, a Hub name, or an embedded model.
         argument: what the pipeline calls its side network.
         package: where both classes are imported from.
+        joins: the side network's method that puts it and the main network into one; empty: the pipeline does.
     """
     embedded = model in zoo.names()
     source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
     loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
+    value = f"side.{joins}({source})" if joins else "side"
     return (
         f"{'import lisa' if embedded else ''}\n"
         f"from {package} import {side_class}, {pipeline_class}\n"
         f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
-        f"pipe = {pipeline_class}.{loader}({source}, {argument}=side)"
+        f"pipe = {pipeline_class}.{loader}({source}, {argument}={value})"
     ).lstrip()
 
 
 def _calling_code(call: PipelineCall) -> str:
     more = "".join(f", {name}={value!r}" for name, value in call.more.items())
+    if call.clips:
+        size = ", ".join(f"{name}=frames[0].{name}" for name in ("height", "width"))
+        given = f"{call.image}=frames, num_frames=len(frames), {size}{more}"
+        told = "# frames: PIL images, the condition of each frame"
+        if call.begins == "frame":
+            return f"{told}; image: that with which the clip begins\nclip = pipe(image, {given}).frames[0]"
+        return f'{told}\nclip = pipe("a prompt", {given}).frames[0]'
     return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'
+
+
+def _task(call: PipelineCall) -> str:
+    """As the Hub calls it."""
+    if call.clips:
+        return "image-to-video" if call.begins == "frame" else "text-to-video"
+    return "text-to-image"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -148,7 +166,7 @@ def _front_matter(facts: CardFacts) -> str:
     base = facts.model if on_hub(facts.model) else None
     data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=_task(facts.call),
         base_model=base,
         base_model_relation=None if base is None else "adapter",
         datasets=facts.data if on_hub(facts.data) else None,

@@ -26,8 +26,9 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
         pipeline: of diffusers.
         side: the name of its side network.
     """
-    network = getattr(pipeline, "transformer", None)
-    like = _weight(network if network is not None else pipeline.unet)
+    transformer = getattr(pipeline, "transformer", None)
+    network = transformer if transformer is not None else pipeline.unet
+    like = _weight(network)
     device, control, vae = like.device.type, getattr(pipeline, side), pipeline.vae
     autocast, half = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
@@ -50,7 +51,8 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        if autocast or _weight(control).dtype != like.dtype:
+        # Where both are in one model, it is of the main network's type.
+        if control is not network and (autocast or _weight(control).dtype != like.dtype):
             stack.enter_context(replaced(control, "forward", controlled(control.forward)))
         if _weight(vae).dtype != like.dtype:
             for name in ("encode", "decode"):

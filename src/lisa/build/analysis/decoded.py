@@ -105,7 +105,8 @@ def _decode(
     target = process.target(samples.latents[rows].to(reader.device), noise.to(reader.device), inputs.t)
     with aligner.observing():
         prediction = reader.pair.predict(inputs)
-        terms: AlignmentTerms = aligner(target, prediction.prior, process.decoder_time(inputs.t), x_t=inputs.x_t)
+        x_t, time = reader.pair.scaled(inputs), process.decoder_time(inputs.t)
+        terms: AlignmentTerms = aligner(target, prediction.prior, time, x_t=x_t)
     return terms
 
 

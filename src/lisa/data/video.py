@@ -1,0 +1,166 @@
+"""Reading clips: a folder of frames, or a video file through PyAV (the extra ``video``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lisa.common.errors import LisaError, need
+from lisa.data.images import SUFFIXES, image_size, load_rgb
+from lisa.data.samples import ByteArray
+
+#: File name suffixes (lower case) that are taken for videos.
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv")
+_REMEDY = "Replace the clip or take it out of the folder"
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What is known of a clip before its frames are read.
+
+    Attributes:
+        frames: how many there are.
+        size: (height, width) in pixels, of the first.
+        rate: frames per second; a folder of frames tells none.
+        names: the frames' names without suffix; a video has none.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    rate: float | None
+    names: tuple[str, ...] | None
+
+
+def list_clips(folder: Path) -> list[Path]:
+    """All clips under ``folder``, sorted by path: videos, and folders that hold pictures. Hidden ones are left out.
+
+    Raises:
+        LisaError: pictures lie in ``folder`` itself, so that they belong to no clip.
+    """
+    if stray := frame_files(folder):
+        raise LisaError(
+            f"{str(folder)!r} holds pictures beside the clips (such as {stray[0].name!r})",
+            "Put the frames of each clip into a folder of its own",
+        )
+    return sorted(_clips_in(folder))
+
+
+def _clips_in(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from [path] if frame_files(path) else _clips_in(path)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            yield path
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures in a folder (not below it) in the order in which people count: ``9.png`` before ``10.png``."""
+    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
+    return sorted(files, key=lambda f: (_counted(f.name), f.name))
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    return [(int(part), "") if "0" <= part[0] <= "9" else (-1, part) for part in parts]
+
+
+def clip_info(path: Path) -> ClipInfo:
+    """Frames, size and rate of a clip. Of mp4 and mov from their tables, of other videos by decoding them once.
+
+    Raises:
+        LisaError: it cannot be read, or PyAV is not installed.
+    """
+    if path.is_dir():
+        files = frame_files(path)
+        return ClipInfo(len(files), image_size(files[0]), None, tuple(f.stem for f in files))
+    with _opened(path) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        if "mp4" in container.format.name:  # frames that an edit list cuts off are in the file, but are not shown
+            count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        else:
+            count = sum(1 for _ in container.decode(stream))
+    first = next(iter_frames(path), None)
+    if first is None or not count:
+        raise LisaError(f"the video {str(path)!r} holds no frames", _REMEDY)
+    return ClipInfo(count, (first.shape[0], first.shape[1]), float(rate) if rate else None, None)
+
+
+def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) -> Iterator[ByteArray]:
+    """The frames of a clip in order, each uint8 (H, W, 3), upright as the file says.
+
+    Args:
+        path: of the video, or the folder of frames.
+        backdrop: what shows through transparent pixels of pictures.
+
+    Raises:
+        LisaError: a frame cannot be read, or PyAV is not installed.
+    """
+    if path.is_dir():
+        yield from (load_rgb(file, backdrop=backdrop) for file in frame_files(path))
+        return
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+
+
+def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, int] = (255, 255, 255)) -> ByteArray:
+    """Some frames of a clip, uint8 (F, H, W, 3).
+
+    Args:
+        path: of the video, or the folder of frames.
+        positions: which, ascending; one may be asked for again. A video is decoded from its beginning to the last.
+        backdrop: what shows through transparent pixels of pictures.
+
+    Raises:
+        LisaError: a frame cannot be read or is not there, frames are not of one size, or PyAV is not installed.
+    """
+    if path.is_dir():
+        files = frame_files(path)
+        found = {p: load_rgb(files[p], backdrop=backdrop) for p in set(positions) if p < len(files)}
+    else:
+        wanted = set(positions)
+        found = {
+            p: frame for p, frame in zip(range(max(positions) + 1), iter_frames(path), strict=False) if p in wanted
+        }
+    missing = [p for p in positions if p not in found]
+    if missing:
+        raise LisaError(f"the clip {str(path)!r} ends before its frame {missing[0]} (of 0, 1, ...)", _REMEDY)
+    if len({frame.shape for frame in found.values()}) > 1:
+        sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in found.values()})
+        raise LisaError(f"the frames of {str(path)!r} are {' and '.join(sizes)} pixels", "They must have one size")
+    return np.stack([found[p] for p in positions])
+
+
+class _opened:
+    """A video file and its first stream of pictures; what PyAV raises inside becomes a LisaError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.av = path, need("av", "video")
+        self.container: Any = None
+
+    def __enter__(self) -> tuple[Any, Any]:
+        try:
+            self.container = self.av.open(str(self.path))
+        except self.av.FFmpegError as error:
+            raise self._damaged(error) from None
+        if not self.container.streams.video:
+            self.container.close()
+            raise LisaError(f"{str(self.path)!r} holds no video", _REMEDY)
+        stream = self.container.streams.video[0]
+        stream.thread_type = "AUTO"
+        return self.container, stream
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.container.close()
+        if isinstance(error, self.av.FFmpegError):
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Any) -> LisaError:
+        return LisaError(f"the video {str(self.path)!r} is not readable, or damaged ({error})", _REMEDY)
