@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lisa.common.errors import LisaError
+from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
 from lisa.sample.precision import in_own_precision
 
@@ -48,6 +49,18 @@ class Request:
         """One per side network."""
         return (self.condition, *self.others)
 
+    @classmethod
+    def of(cls, sample: Sample, seed: int, call: PipelineCall, prompt: str | None = None) -> Request:
+        """What a sample asks for: its condition, under its caption (or ``prompt``), or from its first frame on."""
+        assert sample.condition is not None, "check_source refuses sources without conditions"
+        words = sample.caption if prompt is None else prompt
+        request = cls(sample.key, words, sample.condition, seed)
+        if call.begins != "frame":
+            return request
+        pace = {"rate": sample.rate, "motion": sample.motion}
+        told = {name: value for name, value in pace.items() if value is not None}
+        return replace(request, frame=np.ascontiguousarray(sample.image[0]), **told)
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -70,6 +83,14 @@ def fast_scheduler(pipeline: Any) -> None:
     if "beta_schedule" in config and config.get("timestep_type") != "continuous":
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config)
     pipeline.set_progress_bar_config(disable=True)
+
+
+def sample_requests(
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
+) -> Iterator[tuple[Request, np.ndarray]]:
+    """:func:`sample_clips` or :func:`sample_pictures`, whichever the pipeline makes."""
+    sample = sample_clips if call.clips else sample_pictures
+    yield from sample(pipeline, requests, settings, call)
 
 
 @torch.no_grad()
