@@ -24,7 +24,7 @@ FAMILIES = {
     "animatediff-controlnet": (tiny_animatediff.make_folder, {}),
 }
 CLIPS = {"data__source": "moving-scenes", "data__frames": FRAMES, "data__scenes": 6, "data__held_out": 2}
-FEW = {"log__samples": 1, "sample__count": 1, "train__batch_size": 1}
+FEW = {"log__samples": 1, "sample__count": 2, "train__batch_size": 1}
 
 
 def settings(out, name, folder, **changes):
@@ -48,7 +48,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_on_clips(name, folders, tmp_path):
     out, spec = tmp_path / "run", pair_spec(name)
-    changes = {"log__fidelity_every": 2, "log__fidelity_samples": 1, "log__fidelity_share": None}
+    changes = {"log__fidelity_every": 2, "log__fidelity_samples": 2, "log__fidelity_share": None}
     summary = lisa.train(
         settings(out, name, folders(name), train__ema=0.9, log__samples_every=2, log__held_out_every=1, **changes),
         quiet=True,
@@ -58,7 +58,7 @@ def test_training_on_clips(name, folders, tmp_path):
     assert len(list(run.read_events("held_out"))) >= 2
 
     fidelity = summary["fidelity"]
-    assert fidelity["samples"] == 1 and fidelity["protocol"] == "scenes/edges/frames" and fidelity["gain"]
+    assert fidelity["samples"] == 2 and fidelity["protocol"] == "scenes/edges/frames" and fidelity["gain"]
     readings = list(run.read_events("fidelity"))
     assert [reading["step"] for reading in readings] == [2] and (out / "best").is_dir()
     assert summary["best"]["fidelity"]["value"] == readings[0]["edges"]["value"]

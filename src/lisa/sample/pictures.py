@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Request:
 
     Attributes:
         frame: uint8 (H, W, 3), with which the clip begins, of models that go on from a picture; they read no prompt.
-        rate: frames per second, for these models.
+        rate: frames per second of a clip; these models are told it.
         motion: how much moves, as they count it.
     """
 
@@ -54,12 +54,10 @@ class Request:
         """What a sample asks for: its condition, under its caption (or ``prompt``), or from its first frame on."""
         assert sample.condition is not None, "check_source refuses sources without conditions"
         words = sample.caption if prompt is None else prompt
-        request = cls(sample.key, words, sample.condition, seed)
-        if call.begins != "frame":
-            return request
         pace = {"rate": sample.rate, "motion": sample.motion}
         told = {name: value for name, value in pace.items() if value is not None}
-        return replace(request, frame=np.ascontiguousarray(sample.image[0]), **told)
+        frame = np.ascontiguousarray(sample.image[0]) if call.begins == "frame" else None
+        return cls(sample.key, words, sample.condition, seed, frame=frame, **told)
 
 
 @dataclass(frozen=True)
