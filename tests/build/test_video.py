@@ -77,6 +77,8 @@ def test_training_on_clips(name, folders, tmp_path):
     assert not found["missing_keys"] and not found["unexpected_keys"]
     card = (out / "side_network" / "README.md").read_text(encoding="utf-8")
     assert "scenes/edges/frames" in card and "frames" in card and (out / "side_network" / "samples.png").is_file()
+    assert "](samples.webp)" in card
+    assert (out / "side_network" / "samples.webp").read_bytes() == (out / "samples" / drawn["animation"]).read_bytes()
 
 
 def check_sheet(out, sheet, layout):
