@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import lisa
 import runs
@@ -17,6 +18,7 @@ from lisa.build import parts
 from lisa.build.chosen import read_run
 from lisa.build.evaluation import Judging, evaluate
 from lisa.build.generation import GenerateOptions, generate
+from lisa.cli.app import app
 from lisa.common.errors import LisaError
 from lisa.data.images import save_png
 from lisa.data.video import read_frames
@@ -83,6 +85,9 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
     with pytest.raises(LisaError, match="the protocol lisa is of pictures, these are clips.*--protocol own"):
         evaluate(options.out, run=text_run, judging=Judging(protocol="lisa"))
 
+    table = CliRunner().invoke(app, ["evaluate", str(options.out), "--run", str(text_run)])
+    assert table.exit_code == 0 and "flicker" in table.output and "scenes/edges/frames" in table.output
+
     victim = options.out / samples[0].key
     (victim / "0001.png").unlink()  # not whole: it is made again only when that is asked for
     assert "was not made with these settings" in refuse(options)
@@ -115,7 +120,9 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     one = replace(
         options, condition=tmp_path / "conditions" / key, image=tmp_path / "frames" / f"{key}.png", out=tmp_path / "one"
     )
-    generate(one)
+    arguments = ["--run", frame_run, "--condition", one.condition, "--image", one.image, "--out", one.out]
+    done = CliRunner().invoke(app, ["generate", *map(str, arguments), "--steps", "1", "--guidance", "1"])
+    assert done.exit_code == 0 and "1 made, 0 kept" in done.output, done.output
     assert np.array_equal(clips(one.out)[key], ours[key])
     other = replace(one, image=tmp_path / "frames" / f"{max(ours)}.png")
     assert "was not made with these settings" in refuse(other), "the first frame is part of the stamp"
