@@ -82,7 +82,7 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
         each = [psnr(one, other) for one, other in zip(sample.image, made[sample.key], strict=True)]
         assert result["per_image"][sample.key]["psnr"] == pytest.approx(np.mean(each))
     assert "fvd" in result["not_run"], "its package is none of the tests'"
-    with pytest.raises(LisaError, match="the protocol lisa is of pictures, these are clips.*--protocol own"):
+    with pytest.raises(LisaError, match=r"the protocol lisa is of pictures, these are clips.*--protocol own"):
         evaluate(options.out, run=text_run, judging=Judging(protocol="lisa"))
 
     table = CliRunner().invoke(app, ["evaluate", str(options.out), "--run", str(text_run)])

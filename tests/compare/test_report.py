@@ -262,7 +262,7 @@ def test_clips_move_in_the_report(tmp_path):
     assert [title for _, title in uris] == ["condition", "without control", "plain", "lisa", "shuffled", "ground truth"]
     for (uri, _), value in zip(uris, (0, 50, 100, 101, 102, 250), strict=True):
         with Image.open(io.BytesIO(base64.b64decode(uri))) as moving:
-            assert moving.n_frames == 3 and moving.size == (32, 2 * 36 - 4)
+            assert moving.n_frames == 3 and moving.size == (32, 2 * 40 - 8)
             shown = []
             for number in range(3):
                 moving.seek(number)

@@ -206,7 +206,9 @@ def _opened(
     else:
         # Clips are judged whole: as many frames as there are.
         clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
-        source = clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
+        source = (
+            clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
+        )
         check_source(source)
     return source, condition, None if size is None else PairedTransform((size, size))
 

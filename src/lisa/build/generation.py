@@ -70,7 +70,8 @@ class GenerateOptions:
 def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = None) -> dict[str, Any]:
     """Make the pictures, or clips, that are not there yet.
 
-    Of a clip there are a folder of frames and an animation. Every picture carries a stamp of all that decides what it looks like (networks, sampling, prompt, condition, seed).
+    Of a clip there are a folder of frames and an animation. Every picture carries a stamp of all that decides what it
+    looks like (networks, sampling, prompt, condition, seed).
     One that was made otherwise is refused, so that a folder never mixes two kinds of pictures.
 
     Returns:

@@ -162,10 +162,10 @@ def _beginnings(image: Path | None, keys: Sequence[str]) -> dict[str, Path]:
 
 
 def _begun(request: Request, file: Path) -> Request:
-    frame = load_rgb(file)
-    if frame.shape[:2] != request.condition.shape[1:3]:
+    frame, condition = load_rgb(file), request.condition
+    if frame.shape[:2] != condition.shape[1:3]:
         raise LisaError(
-            f"{str(file)!r} is {describe_size(frame)}, the condition {request.key!r} {describe_size(request.condition)}",
+            f"{str(file)!r} is {describe_size(frame)}, the condition {request.key!r} {describe_size(condition)}",
             "The picture that a clip goes on from is as large as its condition",
         )
     return replace(request, frame=frame)

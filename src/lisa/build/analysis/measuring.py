@@ -16,8 +16,8 @@ from lisa.analyse.ridge import Probe, Sums, fit_probes
 from lisa.analyse.sensitivity import distances
 from lisa.analyse.similarity import gram
 from lisa.analyse.words import bag, vocabulary
-from lisa.build.analysis.film import film
 from lisa.build.analysis.features import Encoded, FeatureReader, Features, Level
+from lisa.build.analysis.film import film
 
 _POSITIONS = 256  # of a layer, that probes and similarity look at; a fixed choice where it has more
 _FOLDS = 4  # of the inner validation
