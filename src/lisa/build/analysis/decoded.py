@@ -26,7 +26,10 @@ DRAWS = 16  # of the noise, per picture
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the first samples at one level, each (B, C, h, w) or (B, C, h, f w): of the first noise, and means over :data:`DRAWS` noises."""
+    """Of the first samples at one level, each (B, C, h, w): of the first noise, and means over :data:`DRAWS` noises.
+
+    Of clips (B, C, h, f w), the frames from left to right.
+    """
 
     residual: np.ndarray
     mean_residual: np.ndarray
