@@ -28,8 +28,8 @@ FAST = {"steps": 1, "guidance": 1.0}
 CLIPS = {"data__source": "moving-scenes", "data__frames": FRAMES, "data__scenes": 6, "data__held_out": 2}
 
 
-def trained(folder, pair, make):
-    raw = runs.settings(folder / "run", make(folder / "model"), **CLIPS, log__samples=1, train__batch_size=1)
+def trained(folder, pair, make, **changes):
+    raw = runs.settings(folder / "run", make(folder / "model"), **CLIPS, log__samples=1, train__batch_size=1, **changes)
     raw["model"]["pair"] = pair
     raw["train"]["steps"] = 1
     lisa.train(raw, quiet=True)
@@ -43,7 +43,7 @@ def text_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame_run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("frame"), "svd-controlnet", tiny_svd.make_folder)
+    return trained(tmp_path_factory.mktemp("frame"), "svd-controlnet", tiny_svd.make_folder, data__frame_rate=12.0)
 
 
 def clips(folder):
@@ -102,11 +102,12 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
 
 
 def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
-    """A folder of clips, longer than the run's: the first frames count. One clip alone is the same."""
-    for sample in held_out(frame_run):
+    """The held-out samples' own, longer by a frame, give the held-out clips; and one clip alone is the same."""
+    samples = held_out(frame_run)
+    for place, sample in enumerate(samples):
         for number, frame in enumerate([*sample.condition, sample.condition[0]]):
-            save_png(frame, tmp_path / "conditions" / sample.key / f"{number}.png")
-        save_png(sample.image[0], tmp_path / "frames" / f"{sample.key}.png")
+            save_png(frame, tmp_path / "conditions" / f"{place}" / f"{number}.png")
+        save_png(sample.image[0], tmp_path / "frames" / f"{place}.png")
     held = GenerateOptions(run=frame_run, out=tmp_path / "held", **FAST)
     generate(held)
     options = replace(held, condition=tmp_path / "conditions", out=tmp_path / "given")
@@ -114,17 +115,16 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     options = replace(options, image=tmp_path / "frames")
     assert generate(options)["made"] == 2
     ours, theirs = clips(options.out), clips(held.out)
-    assert ours.keys() == theirs.keys() and json.loads((options.out / "settings.json").read_text())["steps"] == 1
-    # The held-out clips are told the scenes' frame rate, a folder of frames none.
-    key = min(ours)
-    one = replace(
-        options, condition=tmp_path / "conditions" / key, image=tmp_path / "frames" / f"{key}.png", out=tmp_path / "one"
-    )
+    for place, sample in enumerate(samples):
+        assert np.array_equal(ours[f"{place}"], theirs[sample.key])
+    assert json.loads((options.out / "settings.json").read_text())["steps"] == 1
+    key, given = "0", {"condition": tmp_path / "conditions" / "0", "image": tmp_path / "frames" / "0.png"}
+    one = replace(options, **given, out=tmp_path / "one")
     arguments = ["--run", frame_run, "--condition", one.condition, "--image", one.image, "--out", one.out]
     done = CliRunner().invoke(app, ["generate", *map(str, arguments), "--steps", "1", "--guidance", "1"])
     assert done.exit_code == 0 and "1 made, 0 kept" in done.output, done.output
     assert np.array_equal(clips(one.out)[key], ours[key])
-    other = replace(one, image=tmp_path / "frames" / f"{max(ours)}.png")
+    other = replace(one, image=tmp_path / "frames" / "1.png")
     assert "was not made with these settings" in refuse(other), "the first frame is part of the stamp"
     generate(replace(other, out=tmp_path / "other"))
     assert not np.array_equal(clips(tmp_path / "other")[key], ours[key])
