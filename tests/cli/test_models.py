@@ -33,7 +33,12 @@ def test_json_has_what_scripts_rely_on():
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [([], "down.0-11, mid"), (["sd-controlnet"], "down.5  (default)"), (["sd-t2i-adapter"], "shared        nothing"), (["wan-vace"], "makes         clips")],
+    [
+        ([], "down.0-11, mid"),
+        (["sd-controlnet"], "down.5  (default)"),
+        (["sd-t2i-adapter"], "shared        nothing"),
+        (["wan-vace"], "makes         clips"),
+    ],
 )
 def test_table_fits_a_terminal(arguments, shown):
     result = CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "80"})
