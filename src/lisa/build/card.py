@@ -38,6 +38,8 @@ def write_run_card(
             "fidelity_readings": list(run_folder.read_events("fidelity")),
             "samples": picture if picture is not None and picture.is_file() else None,
         }
+        if spec.call.clips and picture is not None and (moving := picture.with_suffix(".webp")).is_file():
+            finished["moving"] = moving
     facts = CardFacts(
         title=f"{run_folder.path.resolve().name}: {', '.join(config.data.conditions)}",
         side_kind=spec.side_kind,

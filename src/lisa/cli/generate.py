@@ -28,8 +28,13 @@ def generate(
         list[Path] | None,
         typer.Option(
             "--condition",
-            help="Condition image, or a folder of them, instead of held-out data; once per side network, in order.",
+            help="Condition image, or a folder of them, instead of held-out data; once per side network, in order. Of "
+            "clips a folder of frames or a video, or a folder of these.",
         ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Picture that clips go on from (or a folder of them), with --condition."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt for every condition image.")] = None,
     prompts: Annotated[
@@ -55,7 +60,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Generate pictures under conditions; what exists is not made again."""
+    """Generate pictures or clips under conditions; what exists is not made again."""
     from lisa.cli.common import print_json, quiet_libraries, say
 
     quiet_libraries()
@@ -68,6 +73,7 @@ def generate(
         model=model,
         pair=pair,
         condition=condition,
+        image=image,
         prompt=prompt,
         prompts=prompts,
         out=out,

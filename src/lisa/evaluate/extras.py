@@ -10,7 +10,7 @@ import importlib.metadata
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from lisa.common.intervals import bootstrap_mean
 from lisa.common.model_folders import first_line
 from lisa.data.images import save_png
 from lisa.data.samples import ByteArray, Sample
+from lisa.evaluate import fvd
+from lisa.evaluate.clips import frames_of, is_clip
 from lisa.evaluate.extractors.clip import ClipReader
 from lisa.evaluate.extractors.weights import device, locate
 from lisa.evaluate.metrics import psnr_ssim
@@ -34,12 +36,16 @@ _LPIPS_LEAST = 31  # pixels: less leaves nothing for AlexNet's second pooling
 
 @dataclass(frozen=True)
 class Extra:
-    """A metric beside fidelity: its unit, which way is better, what it needs, and one line of help."""
+    """A metric beside fidelity: its unit, which way is better, what it needs, and one line of help.
+
+    ``of_clips``: of whole clips alone; others are of pictures, and of every frame of clips.
+    """
 
     unit: str
     higher_is_better: bool
     needs: str | None
     about: str
+    of_clips: bool = False
 
 
 EXTRAS: dict[str, Extra] = {
@@ -51,6 +57,7 @@ EXTRAS: dict[str, Extra] = {
     "kid": Extra("", False, "cleanfid", "kernel distance of Inception's features, by clean-fid"),
     "fid_clip": Extra("", False, "clip", "Frechet distance of CLIP's features, by torchmetrics"),
     "kid_clip": Extra("", False, "clip", "kernel distance of CLIP's features, by torchmetrics"),
+    "fvd": Extra("", False, "cdfvd", "Frechet distance of I3D's features of whole clips, by cd-fvd", of_clips=True),
 }
 
 
@@ -112,6 +119,25 @@ def prepare(names: Sequence[str], clip: str = CLIP) -> tuple[dict[str, Ready], d
     return ready, missing
 
 
+def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+    """``ready.run`` on pictures or on clips; metrics of pictures are then of all frames, per clip their mean.
+
+    Raises:
+        LisaError: a metric of clips was given pictures; or what the metric itself refuses.
+    """
+    clips = bool(samples) and is_clip(samples[0])
+    if EXTRAS[name].of_clips and not clips:
+        raise LisaError(f"{name} is of clips, these are pictures", "Leave it out")
+    if EXTRAS[name].of_clips or not clips:
+        return ready.run(made, samples)
+    frames, true = [frame for clip in made for frame in clip], [frame for each in samples for frame in frames_of(each)]
+    found = ready.run(frames, true)
+    if found.of_set:
+        return found
+    ends = np.cumsum([len(clip) for clip in made])[:-1]
+    return replace(found, values=[float(part.mean()) for part in np.split(np.asarray(found.values), ends)])
+
+
 def _attempt(kind: str | None, clip: str) -> Any:
     try:
         if kind == "clip":
@@ -119,6 +145,9 @@ def _attempt(kind: str | None, clip: str) -> Any:
         if kind == "lpips":
             library = need("lpips", "metrics")
             return _fetched(kind, lambda: library.LPIPS(net="alex", verbose=False).eval().to(device()))
+        if kind == "cdfvd":
+            need("cdfvd.fvd", "metrics")
+            return _fetched("I3D", fvd.load)
         if kind == "cleanfid":
             library = need("cleanfid.fid", "metrics")
             _fetched(kind, lambda: library.build_feature_extractor("clean", device(), use_dataparallel=False))
@@ -148,6 +177,8 @@ def _ready(name: str, loaded: Any) -> Ready:
         return Ready(lambda made, samples: act(loaded, made, samples), loaded.weights.to_json())
     if kind == "lpips":
         return Ready(lambda made, samples: _lpips(loaded, made, samples), _package("lpips", "AlexNet"))
+    if kind == "cdfvd":
+        return Ready(lambda made, samples: _fvd(loaded, made, samples), _package("cd-fvd", "I3D"))
     return Ready(lambda made, samples: _inception(loaded, name, made, samples), _package("clean-fid", "Inception v3"))
 
 
@@ -240,6 +271,12 @@ def _torchmetrics(name: str, true: NDArray[np.float64], made: NDArray[np.float64
         torch.manual_seed(0)  # of the subsets
         value = metric.compute()
     return float(value[0] if isinstance(value, tuple) else value)
+
+
+def _fvd(evaluator: Any, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+    value = fvd.frechet_video_distance(evaluator, made, samples)
+    few = (f"fvd of {len(made)} clips is biased upwards: compare it at equal numbers only",)
+    return Measured([value], of_set=True, notes=few if len(made) < _ENOUGH else ())
 
 
 def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:

@@ -17,9 +17,9 @@ from lisa.export.curves import draw_curves
 from lisa.export.metadata import on_hub, public_name
 from lisa.pairs import PipelineCall
 
-CURVES, SAMPLES = "curves.png", "samples.png"
+CURVES, SAMPLES, MOVING = "curves.png", "samples.png", "samples.webp"
 #: The files of a card.
-CARD_FILES = ("README.md", CURVES, SAMPLES)
+CARD_FILES = ("README.md", CURVES, SAMPLES, MOVING)
 
 _PAPER = "[arXiv:2606.27192](https://arxiv.org/abs/2606.27192)"
 _WIDTH = 96
@@ -46,7 +46,8 @@ class CardFacts:
         summary: of the finished run; None before.
         readings: its ``held_out`` events.
         fidelity_readings: its ``fidelity`` events.
-        samples: picture of held-out samples.
+        samples: picture of held-out samples; of clips their contact sheet.
+        moving: of clips, their animation.
     """
 
     title: str
@@ -66,15 +67,18 @@ class CardFacts:
     readings: Sequence[Mapping[str, Any]] = ()
     fidelity_readings: Sequence[Mapping[str, Any]] = ()
     samples: Path | None = None
+    moving: Path | None = None
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write ``README.md`` and, of a finished run, the pictures it shows, into ``folder``."""
     sections = [_front_matter(facts), _introduction(facts)]
-    if facts.samples is not None:
-        with atomic_write(folder / SAMPLES) as temporary:
-            shutil.copyfile(facts.samples, temporary)
-        sections += [f"![Held-out samples]({SAMPLES})", _captions()]
+    shown = {name: file for name, file in ((MOVING, facts.moving), (SAMPLES, facts.samples)) if file is not None}
+    for name, file in shown.items():
+        with atomic_write(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
+    if shown:
+        sections += [*[f"![Held-out samples]({name})" for name in shown], _captions()]
     if facts.summary is not None:
         sections += ["## Figures", _figures(facts.summary)]
         if facts.readings:

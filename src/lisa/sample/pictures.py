@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lisa.common.errors import LisaError
+from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
 from lisa.sample.precision import in_own_precision
 
@@ -30,7 +31,7 @@ class Request:
 
     Attributes:
         frame: uint8 (H, W, 3), with which the clip begins, of models that go on from a picture; they read no prompt.
-        rate: frames per second, for these models.
+        rate: frames per second of a clip; these models are told it.
         motion: how much moves, as they count it.
     """
 
@@ -47,6 +48,16 @@ class Request:
     def conditions(self) -> tuple[np.ndarray, ...]:
         """One per side network."""
         return (self.condition, *self.others)
+
+    @classmethod
+    def of(cls, sample: Sample, seed: int, call: PipelineCall, prompt: str | None = None) -> Request:
+        """What a sample asks for: its condition, under its caption (or ``prompt``), or from its first frame on."""
+        assert sample.condition is not None, "check_source refuses sources without conditions"
+        words = sample.caption if prompt is None else prompt
+        pace = {"rate": sample.rate, "motion": sample.motion}
+        told = {name: value for name, value in pace.items() if value is not None}
+        frame = np.ascontiguousarray(sample.image[0]) if call.begins == "frame" else None
+        return cls(sample.key, words, sample.condition, seed, frame=frame, **told)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,14 @@ def fast_scheduler(pipeline: Any) -> None:
     if "beta_schedule" in config and config.get("timestep_type") != "continuous":
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config)
     pipeline.set_progress_bar_config(disable=True)
+
+
+def sample_requests(
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
+) -> Iterator[tuple[Request, np.ndarray]]:
+    """:func:`sample_clips` or :func:`sample_pictures`, whichever the pipeline makes."""
+    sample = sample_clips if call.clips else sample_pictures
+    yield from sample(pipeline, requests, settings, call)
 
 
 @torch.no_grad()
