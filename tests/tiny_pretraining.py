@@ -54,5 +54,7 @@ VIDEO = {
 
 
 def video_config(out, **changes):
-    raw = {name: VIDEO[name] | changes.pop(name, {}) if isinstance(VIDEO[name], dict) else VIDEO[name] for name in VIDEO}
+    raw = {
+        name: VIDEO[name] | changes.pop(name, {}) if isinstance(VIDEO[name], dict) else VIDEO[name] for name in VIDEO
+    }
     return check_settings(PretrainConfig, {**raw, **changes, "out": out})

@@ -1,6 +1,9 @@
-"""A Stable Video Diffusion from ``lisa pretrain``: what the stock pipeline makes of its folder, its frames, its noise."""
+"""A Stable Video Diffusion from ``lisa pretrain``: what the stock pipeline makes of it, its frames, its noise."""
 
 from __future__ import annotations
+
+import itertools
+import json
 
 import numpy as np
 import pytest
@@ -26,9 +29,17 @@ from tiny_pretraining import StopAt, video_config
 SIGMAS = torch.tensor([0.1, 5.0])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_sheets():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining_clips, "_SHOWN", 2)
+        patch.setattr(pretraining_clips, "_STEPS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two sheets of samples and two held-out errors on the way."""
+    """Sheets of samples and held-out errors on the way."""
     return pretrain(video_config(tmp_path_factory.mktemp("pretrain") / "run", samples_every=2))
 
 
@@ -41,9 +52,9 @@ def pipe(made):
     return pipe
 
 
-def denoiser(**changes):
+def denoiser(video=None, **changes):
     torch.manual_seed(0)
-    config = video_config("unused", **changes)
+    config = video_config("unused", video=video or {}, **changes)
     model = SVDDenoiser(config, latent_size=8)
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
     return model, config
@@ -90,8 +101,8 @@ def test_sheets_and_held_out_errors_on_the_way(made):
         *("vae-000002.png", "step-000002.png", "step-000004.png")
     }
     with Image.open(run / "samples" / "step-000004.png") as sheet:
-        assert sheet.size == (2 * (3 * 18 - 2), 2 * (12 * 18 - 2))  # six clips, twice, of three frames
-    curve = __import__("json").loads((run / "summary.json").read_text())["held_out"]
+        assert sheet.size == (2 * (3 * 18 - 2), 2 * (4 * 18 - 2))  # two clips, twice, of three frames
+    curve = json.loads((run / "summary.json").read_text())["held_out"]
     assert [(each["step"], each["kind"]) for each in curve] == [(2, "held_out_vae"), (2, "held_out"), (4, "held_out")]
     assert all(each["mse"] > 0 for each in curve[1:])
 
@@ -108,7 +119,12 @@ def test_the_saved_model_gives_the_clip_of_our_own_sampling(pipe, made):
     model.image_encoder.load_state_dict(pipe.image_encoder.state_dict())
     step = ClipStep(model.eval(), pipe.vae, Draws(0), config)
     frame = make_moving_scene(0, 1).at(0).image(16)
-    batch = ClipBatch([0], torch.zeros(1, 4, 3, 8, 8), torch.from_numpy(frame).permute(2, 0, 1)[None] / 127.5 - 1, torch.tensor([12.0]))
+    batch = ClipBatch(
+        [0],
+        torch.zeros(1, 4, 3, 8, 8),
+        torch.from_numpy(frame).permute(2, 0, 1)[None] / 127.5 - 1,
+        torch.tensor([12.0]),
+    )
     theirs = pipe(
         Image.fromarray(frame), height=16, width=16, fps=12, num_inference_steps=4, max_guidance_scale=1.0,
         noise_aug_strength=0.02, generator=torch.Generator().manual_seed(3), output_type="latent",
@@ -121,7 +137,7 @@ def test_the_saved_model_gives_the_clip_of_our_own_sampling(pipe, made):
         context = step.context(batch, 0)
         sigmas = pipe.scheduler.sigmas
         x = start * (sigmas[0] ** 2 + 1).sqrt()
-        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, then in itertools.pairwise(sigmas):
             t = now[None]
             x = x + (then - now) / now * (x - model.process.denoised(x, model.predict(x, t, context), t))
     assert main.process.prediction == model.process.prediction
@@ -156,13 +172,13 @@ def test_frames_are_embedded_as_the_pipeline_does():
 
 def test_every_parameter_but_the_unread_learns():
     """A frame is one token: who asks it has no choice, so that questions and what they are asked by learn nothing."""
-    model, config = denoiser()
+    model, config = denoiser(video={"channels": [64, 64]})  # norms of a single channel would hide the times
     step = ClipStep(model, vae_of(config), Draws(0), config)
     step(batch_of(4), 0).loss.backward()
-    silent = {name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0}
+    silent = {name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-8}
     ends = {name.split("transformer_blocks.0.")[-1] for name in silent if name.startswith("unet")}
     assert ends == {"attn2.to_q.weight", "attn2.to_k.weight", "norm2.weight", "norm2.bias"}
-    assert all("post_layernorm" not in name for name in silent)
+    assert all(name.endswith("k_proj.bias") for name in silent if name.startswith("image_encoder"))
     assert not [p for p in step.vae.parameters() if p.grad is not None]
 
 
@@ -170,7 +186,7 @@ def test_dropped_frames_are_zeros_and_the_times_stay():
     model, config = denoiser(denoiser={"caption_dropout": 0.5})
     step, batch = ClipStep(model, vae_of(config), Draws(0), config), batch_of(4)
     dropped, strengths = [], []
-    for number in range(60):
+    for number in range(30):
         context = step.context(batch, number)
         zero = ~context["latent"].flatten(1).any(1)
         assert torch.equal(zero, ~context["embedding"].flatten(1).any(1))
@@ -178,7 +194,9 @@ def test_dropped_frames_are_zeros_and_the_times_stay():
         dropped += zero.tolist()
         strengths += context["times"][:, 2].tolist()
     assert 0.35 < np.mean(dropped) < 0.65
-    assert np.median(strengths) == pytest.approx(0.02, rel=0.2) and np.std(np.log(strengths)) == pytest.approx(0.5, abs=0.1)
+    assert np.median(strengths) == pytest.approx(0.02, rel=0.2) and np.std(np.log(strengths)) == pytest.approx(
+        0.5, abs=0.1
+    )
 
 
 def test_the_frames_latent_has_as_much_noise_as_the_times_say():
@@ -200,7 +218,9 @@ def test_an_untrained_network_explains_nothing_and_the_loss_says_so():
     step, levels = ClipStep(model, vae_of(config), Draws(0), config), []
     real = model.predict
     model.predict = lambda x_t, t, context: levels.extend(t.tolist()) or real(x_t, t, context)
-    error = np.mean([held_out_error(step, batch_of(4), 2)] + [float(step(batch_of(4), n).loss.detach()) for n in range(30)])
+    error = np.mean(
+        [held_out_error(step, batch_of(4), 2)] + [float(step(batch_of(4), n).loss.detach()) for n in range(12)]
+    )
     assert error == pytest.approx(1, abs=0.05)
     assert np.log(levels).mean() == pytest.approx(0, abs=0.4) and np.log(levels).std() == pytest.approx(1.5, abs=0.3)
 
@@ -224,7 +244,9 @@ def test_frames_of_a_clip_are_decoded_together():
     loss = VAEStep(vae, 1e-3, bf16=False)(clips, 0).loss
     loss.backward()
     silent = [name for name, p in vae.named_parameters() if p.grad is None]
-    assert silent == [] and float(vae.decoder.time_conv_out.weight.grad.abs().max()) > 0
+    # With one residual block per resolution diffusers' middle block never comes to its attention.
+    assert all(name.startswith("decoder.mid_block.attentions") for name in silent)
+    assert float(vae.decoder.time_conv_out.weight.grad.abs().max()) > 0
 
 
 def test_clips_are_of_every_rate_and_mirrored_with_their_frames(tmp_path):
@@ -245,6 +267,7 @@ def test_clips_are_of_every_rate_and_mirrored_with_their_frames(tmp_path):
 
 
 def test_interrupted_equals_uninterrupted(made, tmp_path, monkeypatch):
+    """Stopped in the middle of the second stage, without sheets, then resumed."""
     real = pretraining_clips.run
 
     def stop_early(training):
@@ -275,7 +298,7 @@ def test_an_autoencoder_of_pictures_is_refused_before_any_work(tmp_path):
 
 def test_defaults_are_those_of_clips():
     config = check_settings(PretrainConfig, {"architecture": "svd", "vae": {"steps": 7}})
-    assert (config.data.size, config.vae.channels, config.vae.groups, config.vae.steps) == (32, (64, 96), 32, 7)
+    assert (config.data.size, config.vae.channels, config.vae.groups, config.vae.steps) == (32, (64, 64), 32, 7)
     assert check_settings(PretrainConfig, {}).vae.channels == (24, 48, 64)
 
 
@@ -300,9 +323,9 @@ def test_settings_that_do_not_fit(changes, words):
 
 def test_a_clip_of_the_sheet_is_the_pipelines(pipe):
     frame = make_moving_scene(0, 2).at(0).image(16)
-    ours = sample_clip(pipe, frame, 6.0, 5, steps=2)
+    ours = sample_clip(pipe, frame, 6.0, 5)
     theirs = pipe(
-        Image.fromarray(frame), 16, 16, fps=6, num_inference_steps=2, output_type="np",
+        Image.fromarray(frame), 16, 16, fps=6, num_inference_steps=1, output_type="np",
         generator=torch.Generator().manual_seed(5),
     ).frames[0]  # fmt: skip
     assert np.array_equal(ours, (theirs * 255).round().astype(np.uint8))

@@ -123,8 +123,8 @@ def _load_vae(config: PretrainConfig) -> Any:
     codec = KLCodec(vae)
     if (codec.factor, codec.channels) != (config.vae.factor, config.vae.latent_channels):
         raise LisaError(
-            f"the VAE {source!r} has factor {codec.factor} and {codec.channels} latent channels; the configuration says "
-            f"{config.vae.factor} and {config.vae.latent_channels}",
+            f"the VAE {source!r} has factor {codec.factor} and {codec.channels} latent channels; the configuration "
+            f"says {config.vae.factor} and {config.vae.latent_channels}",
             "Set vae.channels and vae.latent_channels as the VAE has them",
         )
     return vae

@@ -30,7 +30,7 @@ from lisa.train.loop import run
 from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.pretrain.svd import ClipBatch, ClipStep, SVDDenoiser
 
-_SHOWN = 6  # clips of a sample sheet
+_SHOWN, _STEPS = 6, 25  # clips of a sample sheet, and steps of their sampling
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def sample_sheet(pipeline: Any, clips: Clips, indices: list[int]) -> Image.Image
     return grid(rows, clips.pixels.shape[1], scale=2)
 
 
-def sample_clip(pipeline: Any, frame: np.ndarray, rate: float, seed: int, *, steps: int = 25) -> np.ndarray:
+def sample_clip(pipeline: Any, frame: np.ndarray, rate: float, seed: int) -> np.ndarray:
     """A clip that goes on from ``frame`` (uint8, H x W x 3): uint8 (F, H, W, 3), as the stock pipeline makes it."""
     height, width = frame.shape[:2]
     clip = pipeline(
@@ -173,7 +173,7 @@ def sample_clip(pipeline: Any, frame: np.ndarray, rate: float, seed: int, *, ste
         height=height,
         width=width,
         fps=rate,
-        num_inference_steps=steps,
+        num_inference_steps=_STEPS,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     ).frames[0]

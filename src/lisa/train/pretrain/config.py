@@ -9,12 +9,11 @@ from pydantic import Field, model_validator
 
 from lisa.train.settings import Settings
 
-
 #: What is otherwise than stated below where ``architecture`` is svd: clips cost as many pictures as they have frames,
 #: and the networks of diffusers have 32 groups in every normalisation.
 SVD_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"scenes": 12_000, "size": 32, "held_out": 128},
-    "vae": {"channels": (64, 96), "groups": 32, "batch_size": 4},
+    "vae": {"channels": (64, 64), "groups": 32, "batch_size": 4},
     "denoiser": {"batch_size": 8},
 }
 _GROUPS = 32  # of the temporal networks
@@ -49,7 +48,7 @@ class VAESettings(Settings):
         None, description="An autoencoder to use as it is: a folder, or an embedded model; empty: one is trained."
     )
     channels: tuple[int, ...] = Field(
-        (24, 48, 64), description="Channels per resolution; each after the first halves (svd: [64, 96])."
+        (24, 48, 64), description="Channels per resolution; each after the first halves (svd: [64, 64])."
     )
     layers: int = Field(1, ge=1, description="Residual blocks per resolution.")
     groups: int = Field(8, ge=1, description="Groups of the group normalisation (svd: always 32).")
@@ -110,13 +109,13 @@ class TransformerSettings(Settings):
 class VideoSettings(Settings):
     """The UNet over space and time (UNetSpatioTemporalConditionModel) and its image encoder, for svd."""
 
-    channels: tuple[int, ...] = Field((64, 96, 128), description="Channels per resolution, multiples of 32.")
+    channels: tuple[int, ...] = Field((64, 96, 96), description="Channels per resolution, multiples of 32.")
     attention: tuple[bool, ...] = Field(
-        (False, True, True), description="Attention per resolution, within frames and between them."
+        (False, True, False), description="Attention per resolution, within frames and between them."
     )
     layers: int = Field(1, ge=1, description="Residual blocks per resolution.")
     heads: int = Field(4, ge=1, description="Attention heads.")
-    image_width: int = Field(96, ge=8, description="Width of the image encoder (CLIPVisionModelWithProjection).")
+    image_width: int = Field(64, ge=8, description="Width of the image encoder (CLIPVisionModelWithProjection).")
     image_layers: int = Field(2, ge=1, description="Layers of the image encoder.")
     image_patch: int = Field(28, ge=7, le=112, description="Its patches, in pixels of the 224x224 that it is given.")
     log_sigma: tuple[float, float] = Field(
@@ -184,9 +183,7 @@ class PretrainConfig(Settings):
         if not isinstance(raw, dict) or raw.get("architecture") != "svd":
             return raw
         sections = {name: raw.get(name, {}) for name in SVD_DEFAULTS}
-        return raw | {
-            name: SVD_DEFAULTS[name] | given for name, given in sections.items() if isinstance(given, dict)
-        }
+        return raw | {name: SVD_DEFAULTS[name] | given for name, given in sections.items() if isinstance(given, dict)}
 
     @model_validator(mode="after")
     def _size_fits(self) -> PretrainConfig:

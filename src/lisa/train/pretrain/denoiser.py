@@ -73,7 +73,10 @@ class DenoiserStep:
         }
         tokens = self.denoiser.vary(tokens, float(self.draws.uniform(step, [0], "padding")))
         x_t, target = process.x_t(batch.latents, noise, t), process.target(batch.latents, noise, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16), attention(device, self.settings.bf16):
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16),
+            attention(device, self.settings.bf16),
+        ):
             prediction = self.denoiser.predict(x_t, t, tokens)
         error = (prediction.float() - target).square().mean((1, 2, 3))
         return StepOutput((self._weight(t) * error).mean(), {"mse": error.mean().detach()})

@@ -121,8 +121,9 @@ class ClipStep:
         noise = self.draws.noise(step, batch.samples, batch.latents.shape[1:]).to(device)
         t = process.sample_timesteps(self.draws.uniform(step, batch.samples, "timestep")).to(device)
         x_t, target = process.x_t(batch.latents, noise, t), process.target(batch.latents, noise, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16), attention(
-            device, self.settings.bf16
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16),
+            attention(device, self.settings.bf16),
         ):
             prediction = self.denoiser.predict(x_t, t, self.context(batch, step))
         error = (prediction.float() - target).square().mean((1, 2, 3, 4)).mean()
