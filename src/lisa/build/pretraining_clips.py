@@ -22,7 +22,8 @@ from lisa.data.scene_sources import MovingScenesSource
 from lisa.data.split import held_out_split
 from lisa.mains.codec import TemporalDecoderCodec
 from lisa.processes.draws import Draws
-from lisa.sample.grids import grid, save_png
+from lisa.sample.clips import contact_sheet
+from lisa.sample.grids import save_png
 from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
 from lisa.train.dataset import modules_hash
@@ -158,11 +159,9 @@ def held_out_error(step: ClipStep, held: ClipBatch, together: int) -> float:
 
 
 def sample_sheet(pipeline: Any, clips: Clips, indices: list[int]) -> Image.Image:
-    """Two rows per clip: what is true, and what the model goes on with from the first frame."""
-    rows: list[np.ndarray] = []
-    for index in indices:
-        rows += [*clips.pixels[index], *sample_clip(pipeline, clips.pixels[index, 0], float(clips.rates[index]), index)]
-    return grid(rows, clips.pixels.shape[1], scale=2)
+    """Clips, frame by frame: what is true, and how the model goes on from the first frame."""
+    again = [sample_clip(pipeline, clips.pixels[i, 0], float(clips.rates[i]), seed=i) for i in indices]
+    return contact_sheet({"truth": list(clips.pixels[indices]), "model": again})
 
 
 def sample_clip(pipeline: Any, frame: np.ndarray, rate: float, seed: int) -> np.ndarray:

@@ -35,7 +35,9 @@ def animation(columns: Columns, *, scale: int = 2) -> list[Image.Image]:
     """The same columns, one row per clip, frame by frame: each a picture of the grid at that time."""
     rows = _rows(columns)
     count = len(rows[0][0])
-    return [labelled_grid([[clip[n] for clip in row] for row in rows], list(columns), scale=scale) for n in range(count)]
+    return [
+        labelled_grid([[clip[n] for clip in row] for row in rows], list(columns), scale=scale) for n in range(count)
+    ]
 
 
 def strip(clip: ByteArray) -> ByteArray:
