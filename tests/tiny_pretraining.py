@@ -32,3 +32,29 @@ class StopAt(Callback):
 
     def after_step(self, training, logs):
         training.stop.requested = training.state.step >= self.step
+
+
+#: The least that a small Stable Video Diffusion can be: norms have 32 groups.
+VIDEO = {
+    "architecture": "svd",
+    "data": {"scenes": 64, "held_out": 8, "size": 16, "frames": 3, "rates": [6.0, 12.0]},
+    "vae": {"steps": 2, "batch_size": 2, "channels": [32, 32], "groups": 32},
+    "video": {
+        "channels": [32, 64],
+        "attention": [False, True],
+        "heads": 2,
+        "image_width": 8,
+        "image_layers": 1,
+        "image_patch": 56,
+    },
+    "denoiser": {"steps": 4, "batch_size": 2, "warmup": 1},
+    "samples_every": 100,
+    "checkpoint_every": 2,
+}
+
+
+def video_config(out, **changes):
+    raw = {
+        name: VIDEO[name] | changes.pop(name, {}) if isinstance(VIDEO[name], dict) else VIDEO[name] for name in VIDEO
+    }
+    return check_settings(PretrainConfig, {**raw, **changes, "out": out})
