@@ -20,7 +20,7 @@ from lisa.build.export import ExportOptions, export
 from lisa.build.generation import read_run
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
-from lisa.export.card import loading_code
+from lisa.export.usage import loading_code
 from lisa.pairs import pair_names
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
 from lisa.train.config import TrainConfig

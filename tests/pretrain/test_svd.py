@@ -14,19 +14,16 @@ from safetensors.torch import load_file
 import lisa
 from lisa.build import pretraining_clips
 from lisa.build.pretraining import pretrain
-from lisa.build.pretraining_clips import EncodedClips, held_out_error, load_clips, open_clips, sample_clip
+from lisa.build.pretraining_clips import EncodedClips, load_clips, open_clips, sample_clip
 from lisa.common.errors import LisaError
 from lisa.core.frames import fold
 from lisa.data.moving import make_moving_scene
 from lisa.mains.svd import load_svd
 from lisa.processes.draws import Draws
 from lisa.train.pretrain.config import PretrainConfig
-from lisa.train.pretrain.svd import ClipBatch, ClipStep, SVDDenoiser
-from lisa.train.pretrain.vae import VAEStep, make_temporal_vae, reconstruct
+from lisa.train.pretrain.svd import ClipBatch, ClipStep
 from lisa.train.settings import check_settings
-from tiny_pretraining import StopAt, video_config
-
-SIGMAS = torch.tensor([0.1, 5.0])
+from tiny_pretraining import StopAt, denoiser, vae_of, video_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,26 +47,6 @@ def pipe(made):
     pipe = StableVideoDiffusionPipeline.from_pretrained(made)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def denoiser(video=None, **changes):
-    torch.manual_seed(0)
-    config = video_config("unused", video=video or {}, **changes)
-    model = SVDDenoiser(config, latent_size=8)
-    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
-    return model, config
-
-
-def vae_of(config):
-    torch.manual_seed(1)
-    return make_temporal_vae(config.vae, config.data.size).eval()
-
-
-def batch_of(count=2, frames=3):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=generator) / 127.5 - 1
-    latents = torch.randn(count, 4, frames, 8, 8, generator=generator)
-    return ClipBatch(list(range(count)), latents, pixels, torch.tensor([6.0, 12.0, 8.0, 7.0])[:count])
 
 
 def test_the_stock_pipeline_loads_and_runs_the_folder(pipe):
@@ -156,97 +133,6 @@ class _Fixed:
     def uniform(self, step, samples, stream="timestep"):
         at = {"caption": 0.99, "strength": float(torch.special.ndtr(torch.tensor((np.log(0.02) + 3.9) / 0.5)))}
         return torch.full((len(samples),), at[stream])
-
-
-def test_frames_are_embedded_as_the_pipeline_does():
-    model, config = denoiser()
-    pipe = model.pipeline(vae_of(config))
-    batch = batch_of()
-    pictures = pipe.video_processor.postprocess(batch.frames, output_type="pil")
-    with torch.no_grad():
-        theirs = pipe._encode_image(pictures, torch.device("cpu"), 1, False)
-        ours = model.embed(batch.frames)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    assert ours.shape == (2, 1, 8) and float((ours[0] - ours[1]).abs().max()) > 1e-3
-
-
-def test_every_parameter_but_the_unread_learns():
-    """A frame is one token: who asks it has no choice, so that questions and what they are asked by learn nothing."""
-    model, config = denoiser(video={"channels": [64, 64]})  # norms of a single channel would hide the times
-    step = ClipStep(model, vae_of(config), Draws(0), config)
-    step(batch_of(4), 0).loss.backward()
-    silent = {name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-8}
-    ends = {name.split("transformer_blocks.0.")[-1] for name in silent if name.startswith("unet")}
-    assert ends == {"attn2.to_q.weight", "attn2.to_k.weight", "norm2.weight", "norm2.bias"}
-    assert all(name.endswith("k_proj.bias") for name in silent if name.startswith("image_encoder"))
-    assert not [p for p in step.vae.parameters() if p.grad is not None]
-
-
-def test_dropped_frames_are_zeros_and_the_times_stay():
-    model, config = denoiser(denoiser={"caption_dropout": 0.5})
-    step, batch = ClipStep(model, vae_of(config), Draws(0), config), batch_of(4)
-    dropped, strengths = [], []
-    for number in range(30):
-        context = step.context(batch, number)
-        zero = ~context["latent"].flatten(1).any(1)
-        assert torch.equal(zero, ~context["embedding"].flatten(1).any(1))
-        assert torch.equal(context["times"][:, 0], batch.rates - 1) and set(context["times"][:, 1].tolist()) == {127.0}
-        dropped += zero.tolist()
-        strengths += context["times"][:, 2].tolist()
-    assert 0.35 < np.mean(dropped) < 0.65
-    assert np.median(strengths) == pytest.approx(0.02, rel=0.2) and np.std(np.log(strengths)) == pytest.approx(
-        0.5, abs=0.1
-    )
-
-
-def test_the_frames_latent_has_as_much_noise_as_the_times_say():
-    model, config = denoiser(denoiser={"caption_dropout": 0.0})
-    step, batch = ClipStep(model, vae_of(config), Draws(0), config), batch_of(2)
-    seen = []
-    step.vae.encode, real = lambda pictures: seen.append(pictures) or real(pictures), step.vae.encode
-    context = step.context(batch, 3)
-    noise = (seen[0] - batch.frames) / context["times"][:, 2, None, None, None]
-    assert float(noise.std()) == pytest.approx(1, abs=0.1)
-    with torch.no_grad():
-        torch.testing.assert_close(context["latent"], real(seen[0]).latent_dist.mode())
-
-
-def test_an_untrained_network_explains_nothing_and_the_loss_says_so():
-    """F* has unit variance where the latents have; noise levels are log-normal about 1."""
-    model, config = denoiser()
-    torch.nn.init.zeros_(model.unet.conv_out.weight)
-    step, levels = ClipStep(model, vae_of(config), Draws(0), config), []
-    real = model.predict
-    model.predict = lambda x_t, t, context: levels.extend(t.tolist()) or real(x_t, t, context)
-    error = np.mean(
-        [held_out_error(step, batch_of(4), 2)] + [float(step(batch_of(4), n).loss.detach()) for n in range(12)]
-    )
-    assert error == pytest.approx(1, abs=0.05)
-    assert np.log(levels).mean() == pytest.approx(0, abs=0.4) and np.log(levels).std() == pytest.approx(1.5, abs=0.3)
-
-
-def test_held_out_errors_do_not_depend_on_how_many_go_together():
-    model, config = denoiser()
-    step = ClipStep(model.eval(), vae_of(config), Draws(0), config)
-    with torch.no_grad():
-        assert held_out_error(step, batch_of(4), 3) == pytest.approx(held_out_error(step, batch_of(4), 4), rel=1e-5)
-
-
-def test_frames_of_a_clip_are_decoded_together():
-    config = video_config("unused")
-    vae = vae_of(config)
-    clips = torch.randn(2, 3, 3, 16, 16).clamp(-1, 1)
-    with torch.no_grad():
-        _, again = reconstruct(vae, clips, noise=False)
-        for clip, theirs in zip(clips, again, strict=True):
-            latents = vae.encode(fold(clip[None])).latent_dist.mode()
-            torch.testing.assert_close(theirs.transpose(0, 1), vae.decode(latents, num_frames=3).sample)
-    loss = VAEStep(vae, 1e-3, bf16=False)(clips, 0).loss
-    loss.backward()
-    silent = [name for name, p in vae.named_parameters() if p.grad is None]
-    # With one residual block per resolution diffusers' middle block never comes to its attention.
-    assert all(name.startswith("decoder.mid_block.attentions") for name in silent)
-    assert float(vae.decoder.time_conv_out.weight.grad.abs().max()) > 0
 
 
 def test_clips_are_of_every_rate_and_mirrored_with_their_frames(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lisa import zoo
 from lisa.common.files import atomic_write, write_text
-from lisa.common.model_folders import SINGLE_FILES
 from lisa.export.curves import draw_curves
 from lisa.export.metadata import on_hub, public_name
+from lisa.export.usage import calling_code, loading_code
 from lisa.pairs import PipelineCall
 
 CURVES, SAMPLES, MOVING = "curves.png", "samples.png", "samples.webp"
@@ -101,7 +99,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         package=facts.package,
         joins=facts.call.joins,
     )
-    sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
+    sections += ["## How to load it", f"```python\n{code}\n{calling_code(facts.call)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]
     sections += ["## Limitations", "\n".join(_limitations(facts))]
     sections += [
@@ -109,51 +107,6 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         _wrapped(f'"LISA: Likelihood Score Alignment for Visual-condition Controllable Generation", {_PAPER}.'),
     ]
     write_text(folder / "README.md", "\n\n".join(sections) + "\n")
-
-
-def loading_code(
-    side_class: str,
-    pipeline_class: str,
-    folder: str,
-    model: str,
-    *,
-    argument: str = "controlnet",
-    package: str = "diffusers",
-    joins: str = "",
-) -> str:
-    """The three lines that load a side network into its pipeline.
-
-    Args:
-        side_class: its name.
-        pipeline_class: likewise.
-        folder: of the side network.
-        model: a path, a Hub name, or an embedded model.
-        argument: what the pipeline calls its side network.
-        package: where both classes are imported from.
-        joins: the side network's method that puts it and the main network into one; empty: the pipeline does.
-    """
-    embedded = model in zoo.names()
-    source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
-    loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
-    value = f"side.{joins}({source})" if joins else "side"
-    return (
-        f"{'import lisa' if embedded else ''}\n"
-        f"from {package} import {side_class}, {pipeline_class}\n"
-        f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
-        f"pipe = {pipeline_class}.{loader}({source}, {argument}={value})"
-    ).lstrip()
-
-
-def _calling_code(call: PipelineCall) -> str:
-    more = "".join(f", {name}={value!r}" for name, value in call.more.items())
-    if call.clips:
-        size = ", ".join(f"{name}=frames[0].{name}" for name in ("height", "width"))
-        given = f"{call.image}=frames, num_frames=len(frames), {size}{more}"
-        told = "# frames: PIL images, the condition of each frame"
-        if call.begins == "frame":
-            return f"{told}; image: that with which the clip begins\nclip = pipe(image, {given}).frames[0]"
-        return f'{told}\nclip = pipe("a prompt", {given}).frames[0]'
-    return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'
 
 
 def _task(call: PipelineCall) -> str:
@@ -301,7 +254,3 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 def _wrapped(text: str, hang: int = 0) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # double quotes; what it escapes, Python reads back
