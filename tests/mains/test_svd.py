@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import copy
-import re
 import shutil
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
 from conformance import tiny_svd
 from lisa.build import parts
 from lisa.build.analysis.setup import load_main
 from lisa.build.checks import choose_log_sigma
-from lisa.build.result import Results
-from lisa.common.runfolder import RunFolder
 from lisa.mains import svd
 from lisa.mains.svd import NOISE_AUGMENTATION, SVDMain, load_svd
-from lisa.pairs import Pair, pair_spec
+from lisa.pairs import pair_spec
 from lisa.processes import RectifiedFlowProcess
 from lisa.sides.base import SideOptions
 from lisa.train.config import TrainConfig
-from lisa.train.settings import check_settings
 from lisa.train.step import drop_captions
 from model_copies import edited, refused
 
@@ -194,20 +188,3 @@ def test_the_noise_levels_of_training_can_be_set(folder, monkeypatch):
         assert (main.process.log_mean, main.process.log_std) == (-0.5, 1.2)
     flow = SimpleNamespace(process=RectifiedFlowProcess(), source="flux")
     assert "'flux' is no EDM model" in refused(choose_log_sigma, flow, (-0.5, 1.2))
-
-
-def test_the_cards_own_lines_make_a_clip(main, folder, tmp_path):
-    pair = Pair(SPEC, main, SPEC.make_side(main, SideOptions()))
-    config = check_settings(TrainConfig, {"model": {"path": str(folder), "pair": SPEC.name}, "out": tmp_path / "run"})
-    Results(config, RunFolder(config.out), None, pair, None).save_side(tmp_path / "side", 3)
-    card = (tmp_path / "side" / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", card, flags=re.S).group(1)
-    for place, there in {"path/to/side_network": tmp_path / "side", f"path/to/{folder.name}": folder}.items():
-        assert place in code
-        code = code.replace(place, str(there))
-    loading, calling = code.split("# frames")
-    scope: dict = {"image": Image.new("RGB", (40, 32), "red"), "frames": [Image.new("RGB", (40, 32))] * 3}
-    exec(loading, scope)
-    scope["pipe"] = partial(scope["pipe"], num_inference_steps=1)
-    exec("# frames" + calling, scope)
-    assert [frame.size for frame in scope["clip"]] == [(40, 32)] * 3 and "image-to-video" in card
