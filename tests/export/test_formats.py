@@ -15,8 +15,7 @@ from original_t2i import FullAdapter, LightAdapter
 
 import tiny
 from conformance import row as rows
-from conformance import tiny_svd
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.build.export import ExportOptions, export, formats_of
 from lisa.common.errors import LisaError
 from lisa.export.single_file import DTYPES
@@ -25,7 +24,7 @@ from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sampl
 from lisa.sides.original import original_controlnet_names
 
 # One row per pair, and those whose side network is built in another way.
-CHOSEN = {row.pair: row for row in reversed([*ROWS, *tiny_svd.ROWS])}
+CHOSEN = {row.pair: row for row in reversed([*ROWS, *VIDEO_ROWS])}
 BUILT = [*CHOSEN.values(), *[row for row in ROWS if (row.label or row.init) and row is not CHOSEN[row.pair]]]
 ORIGINAL = [row for row in ROWS if row.pair in ("sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter")]
 ORIGINAL += [CHOSEN["sdxl-t2i-adapter"]]
