@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import lisa
+from lisa.build.parts import open_data
 from lisa.common.files import write_json
 from lisa.common.intervals import bootstrap_mean
+from lisa.data.images import load_rgb
 from lisa.evaluate.runner import fidelity_gain
+from lisa.sample.grids import labelled_grid, save_png
+from lisa.train.config import TrainConfig
 from lisa.train.presets import quickstart_config
-from lisa.train.settings import save_settings
+from lisa.train.settings import load_settings, save_settings
 
 ALONE = (0.7, 1.0, 1.3, 1.7, 2.2, 2.8)
 TOGETHER = ((0.5, 0.5), (0.8, 0.8), (1.0, 1.0), (1.3, 1.3), (1.7, 1.7), (1.0, 0.5), (0.5, 1.0), (1.3, 0.8), (0.8, 1.3))
@@ -72,6 +76,20 @@ def without(result: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     return {**result, "per_image": kept, "samples": len(kept), "fidelity": dict(fidelity)}
 
 
+def draw(runs: list[Path], folders: dict[str, Path], keys: list[str], path: Path) -> None:
+    """A row per scene: its conditions, the pictures of every arm, and the scene itself."""
+    rows: dict[str, list[Any]] = {key: [] for key in keys}
+    for run in runs:
+        held_out = open_data(load_settings(TrainConfig, run / "config.yaml").data, 0).held_out
+        samples = {sample.key: sample for sample in held_out}
+        for key in keys:
+            rows[key].append(samples[key].condition)
+    for key in keys:
+        rows[key] += [load_rgb(folder / f"{key}.png") for folder in folders.values()] + [samples[key].image]
+    titles = [run.name for run in runs] + [name if name == "together" else f"{name} alone" for name in folders]
+    save_png(labelled_grid(list(rows.values()), [*titles, "ground truth"]), path)
+
+
 def main() -> None:
     """Train, choose weights, compare, write one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,12 +98,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--sampling", type=int, default=20, help="sampling steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=192)
+    parser.add_argument("--held-out", type=int, default=128)
     parser.add_argument(
         "--choose-on", type=int, default=64, help="the first so many held-out scenes choose the weights"
     )
     parser.add_argument("--stacked", action="store_true", help="also train one side network on both, stacked")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--picture", type=Path, help="draw the first six scenes that chose no weight")
     options = parser.parse_args()
 
     runs = [options.work / name for name in options.conditions]
@@ -112,6 +131,10 @@ def main() -> None:
         number = list(arms[arm]).index(weights)
         results = judged(options.work / f"{arm}-{number}", runs, arms[arm][weights], options.held_out, options)
         final[arm] = [without(result, seen) for result in results]
+    if options.picture is not None:
+        folders = {arm: options.work / f"{arm}-{list(arms[arm]).index(weights)}" for arm, weights in best.items()}
+        keys = list(final["together"][0]["per_image"])[:6]
+        draw(runs, folders, keys, options.picture)
     row = record(options, final, best, tried)
     print(json.dumps(row, indent=2))
     if options.out is not None:

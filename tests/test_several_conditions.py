@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from lisa.cli.app import app
@@ -48,6 +49,7 @@ def benchmark(monkeypatch, tmp_path):
     monkeypatch.setattr(compositional, "TOGETHER", ((1.0, 1.0), (0.5, 0.5)))
     monkeypatch.chdir(tmp_path)
     options = ["--steps", "2", "--sampling", "1", "--held-out", "6", "--choose-on", "2", "--out", "row.json"]
+    options += ["--picture", "picture.png"]
     monkeypatch.setattr(sys, "argv", ["compositional.py", *options])
     return compositional, said
 
@@ -63,6 +65,8 @@ def test_the_benchmark_writes_its_row_and_goes_on_where_it_was(benchmark):
     assert gain == pytest.approx(
         row["fidelity"]["together"]["lowres"]["value"] - row["fidelity"]["segmentation"]["lowres"]["value"]
     )
+    with Image.open("picture.png") as drawn:  # two conditions, three arms, the scene; four scenes chose no weight
+        assert drawn.width == 2 * (6 * 64 + 5 * 4) and drawn.height > 2 * 4 * 64
     pictures = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.png")}
     said.clear()
     compositional.main()
@@ -72,7 +76,7 @@ def test_the_benchmark_writes_its_row_and_goes_on_where_it_was(benchmark):
 
 
 def test_the_figures_of_the_page_are_the_recorded_ones():
-    result = json.loads((ROOT / "benchmarks/results/2026-11-22-compositional-tiny-sd-cpu.json").read_text("utf-8"))
+    result = json.loads((ROOT / "benchmarks/results/2026-11-23-compositional-tiny-sd-cpu.json").read_text("utf-8"))
     page = " ".join((ROOT / "docs/several-conditions.md").read_text("utf-8").split())
     digits = {"segmentation": 3, "lowres": 2}
     rows = {"segmentation": "segmentation alone", "lowres": "low resolution alone", "together": "both together"}
@@ -82,7 +86,7 @@ def test_the_figures_of_the_page_are_the_recorded_ones():
     for gains in result["gain"].values():
         assert all(gain["low"] > 0 for gain in gains.values())
         assert all(interval(gains[condition], n) in page for condition, n in digits.items())
-    assert result["together_beats_each_alone_on_both"] and f"{result['samples']} scenes" in page
+    assert result["together_beats_each_alone_on_both"] and f"figures of {result['samples']} others" in page
 
 
 def interval(found, digits):

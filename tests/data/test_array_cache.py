@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -152,3 +154,26 @@ except LisaError as error:
 
     array = ArrayCache(tmp_path, "key").get_or_build("x", (100, 1024), "float32", build, chunk=8)
     assert np.array_equal(array[:, 5], np.arange(100)) and starts[0] >= 8
+
+
+def test_who_comes_while_another_builds_waits_and_builds_nothing(tmp_path):
+    """Two runs beside each other with one cache; two writers of one file would mix their rows."""
+    began, go_on, second = threading.Event(), threading.Event(), Builder()
+
+    def slowly(rows):
+        began.set()
+        assert go_on.wait(timeout=20)
+        return ROWS[rows]
+
+    def build(with_):
+        return ArrayCache(tmp_path, "key").get_or_build("latents", ROWS.shape, np.float32, with_, chunk=10)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(build, slowly)
+        assert began.wait(timeout=20)
+        other = pool.submit(build, second)
+        with pytest.raises(TimeoutError):
+            other.result(timeout=0.3)
+        go_on.set()
+        assert np.array_equal(first.result(timeout=20), ROWS) and np.array_equal(other.result(timeout=20), ROWS)
+    assert second.calls == []

@@ -1,8 +1,9 @@
 """Arrays computed once and kept on disk: latents, text embeddings.
 
 One folder per key, one ``.npy`` per array. An array grows row by row in a ``.partial`` file, which is renamed when it
-is complete: a killed run goes on where it stopped, and a reader never sees half an array. Rows are written, not
-mapped, because a full disk under a writable memory map kills the process instead of raising an error.
+is complete: a killed run goes on where it stopped, and a reader never sees half an array. Who comes while another
+process writes waits for it, and uses what it wrote. Rows are written, not mapped, because a full disk under a writable
+memory map kills the process instead of raising an error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lisa.common.errors import LisaError
@@ -90,13 +92,16 @@ class ArrayCache:
         """
         if chunk < 1:
             raise LisaError(f"chunk is {chunk}, it must be at least 1")
-        missing = {
-            name: (shape, np.dtype(kind)) for name, (shape, kind) in arrays.items() if not self.is_complete(name)
-        }
-        if missing:
+        if self._missing(arrays):
             with explain_disk_errors(self.folder):
-                self._grow(missing, build, chunk)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.folder / "building.lock"):
+                    if missing := self._missing(arrays):  # still, if another process was waited for
+                        self._grow(missing, build, chunk)
         return {name: self.load(name, shape, kind) for name, (shape, kind) in arrays.items()}
+
+    def _missing(self, arrays: Shapes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        return {name: (shape, np.dtype(kind)) for name, (shape, kind) in arrays.items() if not self.is_complete(name)}
 
     def missing_bytes(self, arrays: Shapes) -> int:
         """What has still to be written of them."""
@@ -127,7 +132,6 @@ class ArrayCache:
 
     def _grow(self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], build: BuildAll, chunk: int) -> None:
         """Write what is missing, all arrays in step: from where the one that was left furthest behind goes on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._write_about()
         start = min(_whole_rows(self._partial(name), shape, kind) for name, (shape, kind) in arrays.items())
         count = next(iter(arrays.values()))[0][0]

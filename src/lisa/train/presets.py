@@ -26,7 +26,12 @@ QUICKSTART: dict[str, Any] = {
 #: What differs between the embedded models: the pair, and what was found to work for it.
 QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
     "tiny-sd": {"model": {"pair": "sd-controlnet"}},
-    "tiny-sd3": {"model": {"pair": "sd3-controlnet"}, "sample": {"count": 24}},
+    "tiny-sd3": {
+        "model": {"pair": "sd3-controlnet"},
+        "train": {"steps": 1_000, "learning_rate": 2e-3, "zero_lr_multiplier": 3.0},
+        "log": {"samples_every": 500, "checkpoint_every": 500},
+        "sample": {"count": 24},  # its pictures are made one at a time
+    },
 }
 _MOST_SCENES = 3_000
 
