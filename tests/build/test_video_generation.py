@@ -15,13 +15,15 @@ import lisa
 import runs
 from conformance import tiny_animatediff, tiny_svd
 from lisa.build import parts
-from lisa.build.chosen import read_run
+from lisa.build.chosen import choose_sides, read_run
 from lisa.build.evaluation import Judging, evaluate
 from lisa.build.generation import GenerateOptions, generate
+from lisa.build.requests import file_requests
 from lisa.cli.app import app
 from lisa.common.errors import LisaError
 from lisa.data.images import save_png
-from lisa.data.video import read_frames
+from lisa.data.video import ClipInfo, read_frames
+from lisa.pairs import pair_spec
 
 FRAMES = 3
 FAST = {"steps": 1, "guidance": 1.0}
@@ -128,6 +130,38 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     assert "was not made with these settings" in refuse(other), "the first frame is part of the stamp"
     generate(replace(other, out=tmp_path / "other"))
     assert not np.array_equal(clips(tmp_path / "other")[key], ours[key])
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "places", "told"),
+    [
+        (24.0, 12.0, [0, 2, 4], 12.0),
+        (30.0, 12.0, [0, 3, 5], 12.0),
+        (100.0, 12.0, [0], 12.0),
+        (6.0, 12.0, [0, 1, 2], 6.0),
+        (24.0, None, [0, 1, 2], 24.0),
+        (None, 12.0, [0, 1, 2], 12.0),
+        (None, None, [0, 1, 2], 8.0),
+    ],
+)
+def test_frames_are_taken_at_the_rate_that_is_told(own, asked, places, told, frame_run, tmp_path, monkeypatch):
+    frames = [np.full((32, 32, 3), 20 * number, np.uint8) for number in range(8)]
+    for number, frame in enumerate(frames):
+        save_png(frame, tmp_path / "clip" / f"{number}.png")
+    looked = []
+
+    def info(file):
+        looked.append(file)
+        return ClipInfo(len(frames), (32, 32), own, None)
+
+    monkeypatch.setattr("lisa.build.requests.clip_info", info)
+    config = read_run(frame_run)
+    data = config.data.model_copy(update={"frame_rate": asked})
+    sides = [replace(choose_sides(frame_run, [])[0], config=config.model_copy(update={"data": data}))]
+    given = {"count": None, "prompt": None, "prompts": {}, "seed": 0, "call": pair_spec("svd-controlnet").call}
+    (request,) = file_requests([tmp_path / "clip"], sides, image=tmp_path / "clip" / "0.png", **given)
+    assert request.condition[:, 0, 0, 0].tolist() == [20 * place for place in places]
+    assert request.rate == told and len(looked) == 1
 
 
 def test_what_does_not_go_together(frame_run, tmp_path):

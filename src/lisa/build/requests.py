@@ -16,10 +16,11 @@ from lisa.common.errors import LisaError
 from lisa.common.files import read_json
 from lisa.data.images import list_images, load_rgb
 from lisa.data.samples import ByteArray, describe_size, stack_pictures
+from lisa.data.scene_sources import MOVING_RATE, MovingScenesSource
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, list_clips, read_frames
 from lisa.pairs import PipelineCall
 from lisa.sample.pictures import Request
-from lisa.train.config import TrainConfig
+from lisa.train.config import DataSettings, TrainConfig
 
 
 def read_prompts(path: Path | None) -> dict[str, Any]:
@@ -102,9 +103,9 @@ def file_requests(
 ) -> list[Request]:
     """Conditions: one folder (or file) per side network, in order, or one per condition that it stacks.
 
-    Pictures or clips in several folders belong together by their names. Of a clip the first frames are taken, as many
-    as the side network's run was trained on, or all. ``image``: what clips go on from, where they do; one picture for
-    all, or a folder of pictures named as they are.
+    Pictures or clips in several folders belong together by their names. Of a clip the frames are taken that the side
+    network's run would take, from its first on: as many, at the same rate; or all. ``image``: what clips go on from,
+    where they do; one picture for all, or a folder of pictures named as they are.
 
     Raises:
         LisaError: not as many folders as conditions, none or unequal names in them, no prompt, or no picture to go on
@@ -132,20 +133,31 @@ def file_requests(
         if words is None:
             raise LisaError(f"there is no prompt for {file.name!r}", "Give --prompt TEXT, or --prompts with all names")
         files = [column.get(key) or next(iter(column.values())) for column in columns]
-        pictures = [_load_clip(each, data.frames if data else None) if call.clips else load_rgb(each) for each in files]
+        loaded = [_load_clip(each, data) if call.clips else (load_rgb(each), None) for each in files]
+        pictures, rate = [picture for picture, _ in loaded], loaded[0][1]
         stacked = [
             stack_pictures(pictures[end - size : end], repr(key)) for end, size in zip(ends, stacks, strict=True)
         ]
         request = Request(key, str(words), stacked[0], seed + number, tuple(stacked[1:]))
-        rate = None if not call.clips else data.frame_rate if data and data.frame_rate else clip_info(file).rate
         request = request if rate is None else replace(request, rate=rate)
         requests.append(_begun(request, begins[key]) if begins else request)
     return requests
 
 
-def _load_clip(file: Path, frames: int | None) -> ByteArray:
-    count = clip_info(file).frames
-    return read_frames(file, range(count if frames is None else min(frames, count)), (0, 0, 0))
+def _load_clip(file: Path, data: DataSettings | None) -> tuple[ByteArray, float | None]:
+    """The frames to take of a clip, and how many of them there are per second; None: nothing tells."""
+    info, sampling = clip_info(file), None if data is None else parts.sampling_of(data)
+    wanted = range(info.frames) if sampling is None else sampling.offsets(info.rate)
+    frames = read_frames(file, [place for place in wanted if place < info.frames], (0, 0, 0))
+    if data is None or info.rate is None:
+        return frames, info.rate if data is None else _rate_of(data)
+    return frames, info.rate if data.frame_rate is None else min(info.rate, data.frame_rate)
+
+
+def _rate_of(data: DataSettings) -> float | None:
+    """Of the clips that a run was trained on, where its settings tell."""
+    drawn = MOVING_RATE if data.source == MovingScenesSource.kind else None
+    return drawn if data.frame_rate is None else data.frame_rate
 
 
 def _beginnings(image: Path | None, keys: Sequence[str]) -> dict[str, Path]:

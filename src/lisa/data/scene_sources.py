@@ -14,6 +14,9 @@ from lisa.data.moving import MovingScene, make_moving_scene
 from lisa.data.samples import PARTS, LazyTruth, Part, Sample, content_hash, stack_pictures
 from lisa.data.scenes import SCENE_CONDITIONS, Scene, make_scene
 
+#: Frames per second of moving scenes, unless another rate is asked for.
+MOVING_RATE = 8.0
+
 
 class ScenesSource:
     """Procedural scenes with exact conditions and exact truth (see :mod:`lisa.data.scenes`).
@@ -134,7 +137,7 @@ class MovingScenesSource(ScenesSource):
         size: int = 64,
         start: int = 0,
         frames: int = 8,
-        rate: float = 8.0,
+        rate: float = MOVING_RATE,
     ) -> None:
         super().__init__(condition, seed, count, size, start)
         if frames < 2:
