@@ -15,9 +15,11 @@ from conformance import tiny_wan
 from lisa.build.result import Results
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
+from lisa.core.precision import telling_parameter
 from lisa.mains.base import latents_from_moments
 from lisa.mains.wan import WanMain, load_wan
-from lisa.pairs import pair_spec
+from lisa.mains.weights import Weights
+from lisa.pairs import Pair, pair_spec
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
@@ -182,8 +184,33 @@ def test_a_fused_folder_is_what_the_stock_pipeline_loads(pair, root, tmp_path):
 def test_sampling_is_in_the_main_networks_type(pair):
     pair.main.to(torch.device("cpu"), torch.bfloat16, only="network")
     pipeline = pair.pipeline()
-    assert {p.dtype for p in pipeline.transformer.parameters()} == {torch.bfloat16}
+    assert (
+        pipeline.transformer.dtype == torch.bfloat16 and telling_parameter(pipeline.transformer).dtype == torch.bfloat16
+    )
     assert {p.dtype for p in pair.side.module.parameters()} == {torch.float32}
+
+
+def test_in_16_bits_it_is_what_diffusers_reads_and_predicts(root, pair):
+    """diffusers keeps norms, time and modulation in float32, the first parameter among them."""
+    folder = rows.model_folder(ROW, root)
+    read = load_wan(str(folder), weights=Weights(torch.bfloat16))
+    moved = load_wan(str(folder))
+    moved.to(torch.device("cpu"), torch.bfloat16, only="network")
+    types = {name: parameter.dtype for name, parameter in read.network.named_parameters()}
+    assert types["scale_shift_table"] == torch.float32 and types["proj_out.weight"] == torch.bfloat16
+    assert types == {name: parameter.dtype for name, parameter in moved.network.named_parameters()}
+    theirs = telling_parameter(read.network), telling_parameter(pair.main.network)
+    assert [parameter.dtype for parameter in theirs] == [torch.bfloat16, torch.float32]
+    inputs, _ = rows.make_inputs(pair, (8, 12))
+    pair.spec.check_fit(read, pair.side)
+    half = Pair(pair.spec, read, pair.side)
+    with torch.no_grad():
+        outside, exact = half.predict(inputs), pair.predict(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = half.predict(inputs)
+    assert torch.equal(outside.prior, inside.prior), "autocast is off where the network is in 16 bits"
+    for ours, expected in ((outside.prior, exact.prior), (outside.controlled, exact.controlled)):
+        assert (ours - expected).norm() < 0.05 * expected.norm()
 
 
 def test_depths_are_the_public_ones_unless_asked_for(loaded):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lisa.core.precision import telling_parameter
 from lisa.core.replacing import replaced
 
 
@@ -63,7 +64,9 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
 
 def _weight(module: nn.Module) -> Tensor:
     """A parameter that tells the device and the floating-point type."""
-    return next(parameter for parameter in module.parameters() if parameter.is_floating_point())
+    parameter = telling_parameter(module)
+    assert parameter is not None, "networks of pipelines have weights"
+    return parameter
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
