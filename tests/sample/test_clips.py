@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lisa.common.errors import LisaError
-from lisa.sample.clips import animation, contact_sheet, save_animation, strip
+from lisa.sample.clips import LARGEST, STRIP, animation, contact_sheet, save_animation, sheet_scale, strip
 from lisa.sample.grids import grid_layout
 
 generator = np.random.default_rng(0)
@@ -56,3 +56,34 @@ def test_animations_as_gif(tmp_path):
     with pytest.raises(LisaError, match=r"cannot be written as '\.mp4' \('a\.mp4'\).*\.webp"):
         save_animation(animation(COLUMNS), tmp_path / "a.mp4")
     assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(14, 576, 1024), (81, 480, 832), (81, 32, 32)])
+def test_clips_of_real_sizes_are_shrunk_to_what_can_be_opened(frames, height, width, tmp_path):
+    levels = np.linspace(0, 255, frames).astype(np.uint8)
+    clip = np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3))
+    columns = {name: [clip, clip] for name in "abcd"}
+    sheet, layout = contact_sheet(columns), grid_layout(list("abcd"), sheet_scale(columns))
+    assert LARGEST / 2 < max(sheet.size) <= LARGEST
+    across = np.asarray(sheet)[layout["head"] + 2, : sheet.width // 4, 0]
+    shown = levels[np.linspace(0, frames - 1, min(frames, STRIP)).round().astype(int)]
+    centres = ((np.arange(len(shown)) + 0.5) / len(shown) * len(across)).astype(int)
+    assert np.array_equal(across[centres], shown), "the first, the last, and frames between them"
+    moving = animation({name: clips[:1] for name, clips in columns.items()})[:2]
+    assert max(moving[0].size) <= LARGEST
+    path = save_animation(moving, tmp_path / "a.webp")
+    with Image.open(path) as image:
+        image.load()
+        assert image.size == moving[0].size
+
+
+def test_large_animations_are_compressed(tmp_path):
+    noise = generator.integers(0, 256, (2, 600, 900, 3), dtype=np.uint8)
+    small, large = animation({"a": [noise]}, scale=1), animation({"a": [noise]}, scale=2)
+    sizes = [save_animation(frames, tmp_path / f"{i}.webp").stat().st_size for i, frames in enumerate((small, large))]
+    assert small[0].width * 2 == large[0].width and sizes[1] < sizes[0]
+
+
+def test_small_clips_are_enlarged_and_larger_ones_are_not():
+    assert sheet_scale(COLUMNS) == 2
+    assert sheet_scale({"a": [np.zeros((8, 300, 300, 3), np.uint8)]}) == 1

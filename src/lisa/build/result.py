@@ -24,7 +24,7 @@ from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
-from lisa.sample.clips import animation, contact_sheet, save_animation
+from lisa.sample.clips import animation, contact_sheet, save_animation, sheet_scale
 from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.low_rank import without_adapters
@@ -99,7 +99,7 @@ class Results:
             columns = dict(zip(titles, zip(*cells, strict=True), strict=True))
             moving = save_animation(animation(columns), path.with_suffix(".webp"), samples[0].rate)
             save_png(contact_sheet(columns), path)
-            values["animation"] = moving.name
+            values |= {"animation": moving.name, "grid": grid_layout(titles, sheet_scale(columns))}
         else:
             save_png(labelled_grid(cells, titles), path)
         self.picture = path
