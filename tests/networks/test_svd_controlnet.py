@@ -8,6 +8,7 @@ import torch
 from conformance import tiny_svd
 from lisa import SVDControlNet
 from lisa.common.errors import LisaError
+from lisa.sides.svd import SVDControlNetSide
 
 BATCH, FRAMES, SIZE = 2, 3, (8, 12)
 CONDITION = (16, 32, 96)  # an embedding for latents at a quarter of the size
@@ -153,5 +154,6 @@ def test_structures_beside_the_public_one():
     unet = tiny_svd.make_unet(layers_per_block=(1, 2), cross_attention_dim=(16, 24), num_attention_heads=4)
     copy = SVDControlNet.from_unet(unet, conditioning_channels=6, load_weights_from_unet=False)
     assert len(copy.controlnet_down_blocks) == 1 + (1 + 1) + 2
+    assert [layer.stride for layer in SVDControlNetSide(copy).layers()] == [1, 1, 2, 2, 2, 2]
     assert copy.controlnet_cond_embedding.conv_in.in_channels == 6
     assert not torch.equal(copy.conv_in.weight, unet.conv_in.weight)
