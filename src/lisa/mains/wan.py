@@ -41,6 +41,7 @@ class WanMain(PipelineMain):
         _check_pipeline(pipeline, source)
         self.patch = int(pipeline.transformer.config.patch_size[1])
         codec = WanCodec(pipeline.vae)
+        self._nothing: tuple[Any, Tensor] | None = None
         self.every = codec.every
         super().__init__(pipeline, source, flow_process(pipeline.scheduler.config, model_time_scale=1000.0), codec)
         self.condition_latent_channels = 2 * codec.channels
@@ -75,10 +76,22 @@ class WanMain(PipelineMain):
 
         (B, 3, F, H, W) in 0..1 to (B, 2 C, f, h, w).
         """
-        nothing = torch.zeros_like(pixels[:1])
-        empty, _ = self.encode_moments(nothing).chunk(2, dim=1)
         given = super().encode_condition(pixels)
-        return torch.cat([empty.expand_as(given), given], dim=1)
+        return torch.cat([self._encode_nothing(pixels).expand_as(given), given], dim=1)
+
+    def _encode_nothing(self, pixels: Tensor) -> Tensor:
+        """The latent of one grey clip of that shape; the last is kept, as all of a training are of one."""
+        vae = self.component("vae")
+        about = (pixels.shape[1:], vae.device, vae.dtype)
+        if self._nothing is None or self._nothing[0] != about:
+            latent, _ = self.encode_moments(torch.zeros_like(pixels[:1])).chunk(2, dim=1)
+            self._nothing = (about, latent)
+        return self._nothing[1]
+
+    def drop_encoders(self) -> None:
+        """Free the text encoder, the VAE and what is kept of it."""
+        super().drop_encoders()
+        self._nothing = None
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, residuals: Any = None) -> Tensor:
         """``residuals``: (B, tokens, D) by number of the block after which it is added."""
