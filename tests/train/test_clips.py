@@ -242,3 +242,16 @@ def test_held_out_clips_are_read_like_pictures(tmp_path):
     assert all(own == given for own, given in right) and all(own != given for own, given in shuffled)
     again = meter.read(1)
     assert (again.gap, again.control_gain) == (gap.gap, gap.control_gain)
+
+
+def test_another_extractor_is_another_cache(tmp_path):
+    """It changes what the image encoder reads, and is none of its weights."""
+    kept = []
+    for mean in (0.5, 0.5, 0.4):
+        torch.manual_seed(0)
+        main = ClipMain("frame")
+        extractor = SimpleNamespace(to_dict=lambda mean=mean: {"image_mean": [mean] * 3})
+        main.pipeline = SimpleNamespace(feature_extractor=extractor)
+        encode(main, tmp_path, ("text",))
+        kept.append(len(list(tmp_path.iterdir())))
+    assert kept[0] == kept[1] and kept[2] > kept[1]

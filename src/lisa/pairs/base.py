@@ -120,6 +120,10 @@ class Pair:
         return self.spec.pipeline(self.main, side_module if side_module is not None else self.side.module)
 
 
+#: What pipelines of clips that go on from a picture take where nothing is said: frames per second, and how much moves.
+FRAME_RATE, MOTION = 7.0, 127.0
+
+
 @dataclass(frozen=True)
 class PipelineCall:
     """How a pipeline of diffusers names what all of them take.

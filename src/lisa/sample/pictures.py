@@ -14,6 +14,7 @@ from PIL import Image
 from lisa.common.errors import LisaError
 from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
+from lisa.pairs.base import FRAME_RATE, MOTION
 from lisa.sample.precision import in_own_precision
 
 
@@ -41,8 +42,8 @@ class Request:
     seed: int
     others: tuple[np.ndarray, ...] = ()
     frame: np.ndarray | None = None
-    rate: float = 7.0
-    motion: float = 127.0
+    rate: float = FRAME_RATE
+    motion: float = MOTION
 
     @property
     def conditions(self) -> tuple[np.ndarray, ...]:
@@ -74,7 +75,11 @@ class SamplerSettings:
 
 
 def fast_scheduler(pipeline: Any) -> None:
-    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Flows and EDM keep their own."""
+    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps.
+
+    EDM models keep their own scheduler, and flows whose scheduler has no ``beta_schedule`` (Euler's). The configurations
+    of UniPC and DPM have one, and tell the flow and its shift as well: of these DPM-Solver++ solves the same flow.
+    """
     from diffusers import DPMSolverMultistepScheduler
 
     config = pipeline.scheduler.config

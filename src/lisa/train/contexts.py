@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from lisa.data.cache import ArrayCache, cache_key
 from lisa.data.samples import Sample, Source
 from lisa.data.transforms import PairedTransform
 from lisa.mains.base import MainNetwork
+from lisa.pairs.base import FRAME_RATE, MOTION
 from lisa.train.caching import Arrays, CacheJob, from_array, modules_hash, to_array
 
 # Goes up when encoders compute, or files hold, something else for the same weights.
 _FORMAT = 2
-# What StableVideoDiffusionPipeline takes where nothing is said: frames per second, and its motion bucket.
-_RATE, _MOTION = 7.0, 127.0
 
 
 class Contexts(Protocol):
@@ -118,6 +117,7 @@ class FrameContexts:
             transform=self.transform.fingerprint,
             variants=self.variants,
             encoder=modules_hash(self.main.encoder_modules("text")),
+            extractor=self._extractor(),
         )
         examples = self._rows(slice(0, 1))
         self._kinds = {name: example.dtype for name, example in examples.items()}
@@ -130,9 +130,14 @@ class FrameContexts:
         }
         return CacheJob(ArrayCache(cache, key), shapes, encode, self.chunk)
 
+    def _extractor(self) -> Any:
+        """How frames are brought to the image encoder, which holds nothing of it."""
+        extractor = getattr(getattr(self.main, "pipeline", None), "feature_extractor", None)
+        return None if extractor is None else extractor.to_dict()
+
     def read(self, sample: Sample) -> tuple[np.ndarray, ...]:
         """The first frame, and rate and motion or what is taken for them where they are not known."""
-        known = (_RATE if sample.rate is None else sample.rate, _MOTION if sample.motion is None else sample.motion)
+        known = (FRAME_RATE if sample.rate is None else sample.rate, MOTION if sample.motion is None else sample.motion)
         return sample.image[0], np.array(known, np.float32)
 
     def __call__(

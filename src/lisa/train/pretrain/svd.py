@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lisa.pairs.base import MOTION
 from lisa.processes.draws import Draws
 from lisa.processes.edm import EDMProcess
 from lisa.train.loop import StepOutput
 from lisa.train.pretrain.config import PretrainConfig, VideoSettings
 from lisa.train.pretrain.denoiser import attention
 
-#: The motion bucket of diffusers' pipeline, for data that says nothing of how much moves.
-MOTION = 127.0
 _PICTURE = 224  # to which the pipeline brings every picture for the image encoder
 _TIMES = 3  # that are added: rate, motion, noise on the frame
 # Where sampling begins. SVD's 700 is for 576x1024; of so small pictures nothing is left long before that.
