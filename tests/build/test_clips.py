@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import lisa
 import runs
-from lisa.build import parts
+from lisa.build import generation, parts
 from lisa.build.checks import check_frames
 from lisa.common.errors import LisaError
 from lisa.data.sources import MovingScenesSource
+from lisa.sample.pictures import Request
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 
@@ -76,3 +79,27 @@ def test_moving_scenes_are_opened_with_the_settings(sd_small, tmp_path):
 def test_settings_that_do_not_go_together(sd_small, tmp_path, changes, message):
     with pytest.raises(LisaError, match=message):
         parts.open_data(config(sd_small, tmp_path, **changes).data, seed=0)
+
+
+def test_a_pair_of_the_other_kind_is_refused_before_data_and_networks(sd_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "open_data", None)
+    with pytest.raises(LisaError, match=r"a pair 'sd-controlnet' makes pictures, but data\.frames is 4"):
+        lisa.train(runs.settings(tmp_path / "run", sd_small, **CLIPS))
+    raw = runs.settings(tmp_path / "run", sd_small)
+    raw["model"]["pair"] = "wan-vace"
+    with pytest.raises(LisaError, match=r"a pair 'wan-vace' makes clips, but data\.frames is empty"):
+        lisa.train(raw)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_pictures_need_one_size(monkeypatch):
+    """Clips are made one by one."""
+    checked = []
+    monkeypatch.setattr(generation, "check_positions", lambda size, *networks: checked.append(size))
+    requests = [Request(f"{n}", "", np.zeros((2, 16 * n, 32, 3), np.uint8), n) for n in (1, 2)]
+    generation._check_sizes(requests, SimpleNamespace(video=True, size_multiple=16), [])
+    assert checked == [(16, 32), (32, 32)]
+    with pytest.raises(LisaError, match="condition '2' is 32x32 pixels, '1' is 32x16"):
+        generation._check_sizes(requests, SimpleNamespace(video=False, size_multiple=16), [])
+    with pytest.raises(LisaError, match="Both sides must be multiples of 32"):
+        generation._check_sizes(requests, SimpleNamespace(video=True, size_multiple=32), [])

@@ -46,20 +46,32 @@ def check_frames(frames: int | None, main: MainNetwork) -> None:
     Raises:
         LisaError: they do not go together.
     """
-    if main.video and frames is None:
+    _check_kind(frames, main.video, repr(main.source))
+    if frames is not None:
+        main.latent_frames(frames)
+
+
+def check_kind(frames: int | None, spec: PairSpec) -> None:
+    """The same, as far as the pair's name tells: before anything is loaded.
+
+    Raises:
+        LisaError: pictures and clips do not go together.
+    """
+    _check_kind(frames, spec.call.clips, f"a pair {spec.name!r}")
+
+
+def _check_kind(frames: int | None, video: bool, who: str) -> None:
+    if video and frames is None:
         raise LisaError(
-            f"{main.source!r} makes clips, but data.frames is empty: the data are pictures",
+            f"{who} makes clips, but data.frames is empty: the data are pictures",
             "Set data.frames, such as data.frames=8, and a source of clips (data.source=moving-scenes, or a folder "
             "with clips/); or use a pair that makes pictures (model.pair)",
         )
-    if frames is None:
-        return
-    if not main.video:
+    if frames is not None and not video:
         raise LisaError(
-            f"{main.source!r} makes pictures, but data.frames is {frames}: the data are clips",
+            f"{who} makes pictures, but data.frames is {frames}: the data are clips",
             "Leave data.frames empty and use a source of pictures, or use a pair that makes video (model.pair)",
         )
-    main.latent_frames(frames)
 
 
 def check_positions(size: tuple[int, int], main: MainNetwork, *sides: SideNetwork) -> None:
