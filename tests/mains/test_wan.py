@@ -117,6 +117,21 @@ def test_conditions_are_what_the_pipeline_makes_of_frames(pair):
     assert (pipeline.prepare_masks(mask, references) == 1).all()
 
 
+def test_the_latent_of_nothing_is_computed_once_for_clips_of_one_shape(main, monkeypatch):
+    seen, encode = [], WanMain.encode_moments
+    monkeypatch.setattr(WanMain, "encode_moments", lambda self, pixels: seen.append(pixels) or encode(self, pixels))
+    clips = [torch.rand(2, 3, 5, 16, width, generator=torch.Generator().manual_seed(width)) for width in (16, 24)]
+    grey = [main.encode_condition(clip)[:, :4] for clip in clips]
+    assert [each.shape[-1] for each in grey] == [4, 6]
+    for clip, expected in zip(clips[::-1], grey[::-1], strict=True):
+        assert torch.equal(main.encode_condition(clip)[:, :4], expected)
+    assert [len(clip) for clip in seen] == [2, 1, 2, 1, 2, 2, 1]
+    main.drop_encoders()
+    assert main._nothing is None
+    with pytest.raises(LisaError, match="vae was dropped"):
+        main.encode_condition(clips[0])
+
+
 def test_the_prior_is_the_fused_model_at_scale_zero_and_control_is_it_at_scale_one(pair):
     """So that the plain transformer may stand for the fused one without control, which would run its branch too."""
     inputs, _ = rows.make_inputs(pair, (8, 12))

@@ -266,9 +266,13 @@ def _load_pipeline(
 
 
 def _check_sizes(requests: Sequence[Request], main: MainNetwork, sides: Sequence[SideNetwork]) -> None:
-    """Every batch has one size, for all side networks, and every size suits the latents and positions."""
-    (tall, wide), multiple = requests[0].condition.shape[-3:-1], main.size_multiple
+    """Every batch has one size, for all side networks, and every size suits the latents and positions.
+
+    Clips are made one by one, so that each may have its own.
+    """
+    multiple = main.size_multiple
     for request in requests:
+        tall, wide = (request if main.video else requests[0]).condition.shape[-3:-1]
         for condition in request.conditions:
             height, width = condition.shape[-3:-1]
             if (height, width) != (tall, wide):
@@ -281,4 +285,4 @@ def _check_sizes(requests: Sequence[Request], main: MainNetwork, sides: Sequence
                     f"condition {request.key!r} is {width}x{height} pixels",
                     f"Both sides must be multiples of {multiple}",
                 )
-    check_positions((tall, wide), main, *sides)
+        check_positions((tall, wide), main, *sides)

@@ -48,7 +48,9 @@ def generate(
         float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures sampled together.")] = 8,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Pictures sampled together; clips are made one by one.")
+    ] = 8,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; else what the run was trained in, or float32."),

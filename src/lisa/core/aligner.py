@@ -108,7 +108,8 @@ class LikelihoodAligner(nn.Module):
             prior: same shape, the frozen main network's prediction on the same x_t, t and text without control. May be
                 None while ``weight`` is 0.
             timesteps: (B,), 0 to 1000 whatever the model counts (a process's ``decoder_time``), or one number for all.
-            x_t: shaped like the target, for decoders that take it.
+            x_t: shaped like the target, for decoders that take it; at the scale at which the networks are given it (a
+                process's ``model_input``: EDM's noisy latents grow with the noise level).
             sample_weight: (B,), multiplies each sample's loss (the mean stays over all samples); not in R2.
             share: of this call in a step that aligns several times: multiplies the loss.
 

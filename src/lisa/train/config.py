@@ -223,7 +223,7 @@ class SampleSettings(Settings):
     guidance: float = Field(3.0, ge=0, description="Classifier-free guidance scale; 1: none.")
     control_scale: float = Field(1.0, ge=0, description="Scale of the side network's residuals.")
     count: int = Field(64, ge=2, description="Held-out samples for the final fidelity (at most data.held_out).")
-    batch_size: Positive = Field(16, description="Pictures sampled together.")
+    batch_size: Positive = Field(16, description="Pictures sampled together; clips are made one by one.")
 
 
 class TrainConfig(Settings):
