@@ -99,6 +99,23 @@ def test_pictures_are_there(card, finished_run):
     assert all((panel < 160).mean() > 0.003 for panel in panels)  # none of them is empty
 
 
+@pytest.mark.parametrize(
+    ("data", "rows", "told"),
+    [
+        ({"source": "moving-scenes", "frames": 6}, ["frames | 6", "frames per second | 8.0"], ", fps=8)"),
+        ({"source": "x", "frames": 6, "frame_rate": 12.5}, ["frames per second | 12.5"], ", fps=12.5)"),
+        ({"source": "x", "frames": 6}, ["frames | 6"], "width=frames[0].width)"),
+    ],
+)
+def test_what_is_set_for_clips_is_told(data, rows, told, tmp_path):
+    model = {"path": "svd", "pair": "svd-controlnet", "log_sigma": [0.5, 1.25]}
+    config = check_settings(TrainConfig, {"model": model, "data": data, "out": tmp_path / "run"})
+    write_run_card(tmp_path, RunFolder(config.out), config, 3, {})
+    text = (tmp_path / "README.md").read_text()
+    assert all(f"| {row} |" in text for row in [*rows, "log sigma (mean, deviation) | 0.5, 1.25"])
+    assert f"{told}.frames[0]" in text and ("per second" in text) == ("fps" in told)
+
+
 def test_text_is_readable_in_a_terminal(card):
     assert max(map(len, re.sub(r"```.*?```", "", card, flags=re.S).splitlines())) <= 100
 

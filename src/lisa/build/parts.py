@@ -24,6 +24,7 @@ from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
 from lisa.data.samples import Part, Sample, Source, Subset, content_hash
+from lisa.data.scene_sources import MOVING_RATE
 from lisa.data.sources import MovingScenesSource, Sampling, ScenesSource, check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
@@ -87,6 +88,13 @@ def sampling_of(settings: DataSettings) -> Sampling | None:
     if settings.frames is None:
         return None
     return Sampling(settings.frames, settings.frame_rate, settings.short_clips)
+
+
+def known_rate(settings: DataSettings) -> float | None:
+    """Frames per second of a run's clips, where its settings tell; None: pictures, or every clip has its own."""
+    if settings.frames is None or settings.frame_rate is not None:
+        return None if settings.frames is None else settings.frame_rate
+    return MOVING_RATE if settings.source == MovingScenesSource.kind else None
 
 
 def _check_count(source: Source, conditions: Sequence[str]) -> None:

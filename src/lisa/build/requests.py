@@ -16,7 +16,6 @@ from lisa.common.errors import LisaError
 from lisa.common.files import read_json
 from lisa.data.images import list_images, load_rgb
 from lisa.data.samples import ByteArray, describe_size, stack_pictures
-from lisa.data.scene_sources import MOVING_RATE, MovingScenesSource
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, list_clips, read_frames
 from lisa.pairs import PipelineCall
 from lisa.sample.pictures import Request
@@ -150,14 +149,8 @@ def _load_clip(file: Path, data: DataSettings | None) -> tuple[ByteArray, float 
     wanted = range(info.frames) if sampling is None else sampling.offsets(info.rate)
     frames = read_frames(file, [place for place in wanted if place < info.frames], (0, 0, 0))
     if data is None or info.rate is None:
-        return frames, info.rate if data is None else _rate_of(data)
+        return frames, info.rate if data is None else parts.known_rate(data)
     return frames, info.rate if data.frame_rate is None else min(info.rate, data.frame_rate)
-
-
-def _rate_of(data: DataSettings) -> float | None:
-    """Of the clips that a run was trained on, where its settings tell."""
-    drawn = MOVING_RATE if data.source == MovingScenesSource.kind else None
-    return drawn if data.frame_rate is None else data.frame_rate
 
 
 def _beginnings(image: Path | None, keys: Sequence[str]) -> dict[str, Path]:

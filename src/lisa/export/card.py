@@ -37,6 +37,7 @@ class CardFacts:
         data: the data set, as the run named it.
         conditions: what they are; several where they are stacked.
         size: (height, width) of the pictures it was trained on.
+        rate: frames per second of the clips, where all have one.
         steps: of the training.
         aligned: whether it was trained with alignment, or as the plain baseline.
         ema: decay of the exponential average the weights are, or None for the raw weights.
@@ -66,6 +67,7 @@ class CardFacts:
     fidelity_readings: Sequence[Mapping[str, Any]] = ()
     samples: Path | None = None
     moving: Path | None = None
+    rate: float | None = None
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -99,7 +101,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         package=facts.package,
         joins=facts.call.joins,
     )
-    sections += ["## How to load it", f"```python\n{code}\n{calling_code(facts.call)}\n```"]
+    sections += ["## How to load it", f"```python\n{code}\n{calling_code(facts.call, facts.rate)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]
     sections += ["## Limitations", "\n".join(_limitations(facts))]
     sections += [

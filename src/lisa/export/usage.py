@@ -42,14 +42,18 @@ def loading_code(
     ).lstrip()
 
 
-def calling_code(call: PipelineCall) -> str:
-    """The lines that make a picture or a clip with that pipeline, called ``pipe``."""
+def calling_code(call: PipelineCall, rate: float | None = None) -> str:
+    """The lines that make a picture or a clip with that pipeline, called ``pipe``.
+
+    ``rate``: frames per second that it was trained at, for pipelines that are told it.
+    """
     more = "".join(f", {name}={value!r}" for name, value in call.more.items())
     if call.clips:
         size = ", ".join(f"{name}=frames[0].{name}" for name in ("height", "width"))
         given = f"{call.image}=frames, num_frames=len(frames), {size}{more}"
         told = "# frames: PIL images, the condition of each frame"
         if call.begins == "frame":
+            given += "" if rate is None else f", fps={rate:g}"
             return f"{told}; image: that with which the clip begins\nclip = pipe(image, {given}).frames[0]"
         return f'{told}\nclip = pipe("a prompt", {given}).frames[0]'
     return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'

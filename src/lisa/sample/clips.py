@@ -22,8 +22,8 @@ Columns = Mapping[str, Sequence[ByteArray]]
 RATE = 8.0
 _FORMATS = {".webp": "WEBP", ".gif": "GIF"}
 _GAP = 1  # white pixels between the frames of a strip
-#: Pixels per side that sheets and animations have at most. Pillow opens no picture of 180 million pixels, and in WebP no
-#: side has more than 16383.
+#: Pixels per side that sheets and animations have at most. Pillow opens no picture of 180 million pixels, and WebP has
+#: no side of more than 16383.
 LARGEST = 4096
 #: Frames of a clip in a contact sheet, at most.
 STRIP = 16

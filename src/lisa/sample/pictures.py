@@ -77,8 +77,8 @@ class SamplerSettings:
 def fast_scheduler(pipeline: Any) -> None:
     """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps.
 
-    EDM models keep their own scheduler, and flows whose scheduler has no ``beta_schedule`` (Euler's). The configurations
-    of UniPC and DPM have one, and tell the flow and its shift as well: of these DPM-Solver++ solves the same flow.
+    EDM models keep their own scheduler, and so do flows whose scheduler has no ``beta_schedule`` (Euler's). UniPC's and
+    DPM's configurations have one, and tell flow and shift as well: there DPM-Solver++ solves the same flow.
     """
     from diffusers import DPMSolverMultistepScheduler
 
