@@ -12,6 +12,7 @@ import torch
 from lisa.build.checks import (
     check_float16,
     check_frames,
+    check_kind,
     check_positions,
     check_size,
     choose_control_type,
@@ -156,6 +157,7 @@ def build_pair(config: TrainConfig) -> Pair:
             or larger than it has positions for; or the family cannot be trained in float16.
     """
     spec = pair_spec(config.model.pair)
+    check_kind(config.data.frames, spec)
     if config.train.mixed_precision == "fp16":
         check_float16("train.mixed_precision=fp16", spec, "Use train.mixed_precision=bf16")
 

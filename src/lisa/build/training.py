@@ -16,7 +16,6 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
-from lisa.build.checks import check_kind
 from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
 from lisa.build.memory import check_device, check_memory, offload_to
@@ -64,7 +63,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_optimizer(config)
-    check_kind(config.data.frames, pair_spec(config.model.pair))
+    parts.check_kind(config.data.frames, pair_spec(config.model.pair))
     check_memory(config)
     with session(config) as accelerator:
         check_device(config, accelerator.device)
