@@ -157,3 +157,29 @@ def test_fingerprints_follow_content_and_sampling(root):
     assert [now == then for now, then in zip(prints(), base, strict=True)] == [True, False, True]
     (root / "metadata.jsonl").write_text(json.dumps({"file_name": "clips/a", "motion": 3}))
     assert prints()[0] != base[0], "what the first frame is encoded with"
+
+
+def test_pictures_and_tables_are_read_as_ever_where_clips_might_be_meant(tmp_path):
+    """With a video beside a table, and with a subfolder of photographs that happens to be called clips."""
+    import datasets
+
+    save(picture(), tmp_path / "table" / "x.png")
+    row = {"image": str(tmp_path / "table" / "x.png"), "text": "x"}
+    columns = {"image": datasets.Image(), "text": datasets.Value("string")}
+    table = datasets.Dataset.from_list([row], features=datasets.Features(columns))
+    (tmp_path / "parquet" / "assets").mkdir(parents=True)
+    table.to_parquet(tmp_path / "parquet" / "x.parquet")
+    (tmp_path / "parquet" / "assets" / "demo.gif").write_bytes(b"GIF89a")
+    options = {"cache_dir": tmp_path / "cache"}
+    source = open_source(tmp_path / "parquet", require_condition=False, default_caption="", table_options=options)
+    assert len(source) == 1 and source[0].image.shape == (24, 32, 3)
+    for name in ("plain/b", "plain/clips/a", "plain/clips/deep/c", "alone/clips/a"):
+        save(picture(), tmp_path / f"{name}.png")
+    opened = {name: open_source(tmp_path / name, require_condition=False, default_caption="") for name in ("plain", "alone")}
+    assert opened["plain"].keys == ["b", "clips/a", "clips/deep/c"] and opened["alone"].keys == ["clips/a"]
+
+
+def test_clips_alone_are_never_taken_for_pictures(root):
+    for needed in (True, False):
+        with pytest.raises(LisaError, match=r"holds clips\. Say how many frames"):
+            open_source(root, require_condition=needed, default_caption="")

@@ -175,3 +175,10 @@ def test_bad_folders_are_named_before_anything_is_written(photographs):
     with pytest.raises(LisaError, match="holds no images"):
         prepare(photographs, "canny")
     assert [p.name for p in photographs.parent.iterdir()] == ["photos"]
+
+
+def test_photographs_in_a_folder_called_clips_are_photographs(tmp_path):
+    for name in ("clips/2020/a", "holidays/b"):
+        save(picture(), tmp_path / "photos" / f"{name}.png")
+    out = prepare(tmp_path / "photos", "gray").out
+    assert paired_folder(out, default_caption="").keys == ["clips/2020/a", "holidays/b"]

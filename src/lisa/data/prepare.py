@@ -19,7 +19,7 @@ from PIL import Image
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json, write_text
 from lisa.data import conditions
-from lisa.data.clips import ClipFolder, clip_folder, holds_clips
+from lisa.data.clips import ClipFolder, clip_folder, holds_only_clips
 from lisa.data.folders import PairedFolder, paired_folder, require_folder
 from lisa.data.images import list_images, load_rgb, read_note, save_png
 from lisa.data.samples import ByteArray, content_hash
@@ -124,7 +124,7 @@ def prepare(
 
 def _open(folder: str | Path) -> PairedFolder | ClipFolder:
     """The source, every file of which has been looked at before the first long computation."""
-    if holds_clips(folder):
+    if holds_only_clips(folder):
         clips = clip_folder(folder, None, require_condition=False, default_caption="")
         clips.check(conditions=False)
         return clips

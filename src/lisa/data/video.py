@@ -50,6 +50,17 @@ def list_clips(folder: Path) -> list[Path]:
     return sorted(_clips_in(folder))
 
 
+def any_clip(folder: Path) -> bool:
+    """Whether there is a clip under ``folder``, whatever else is in it."""
+    return next(_clips_in(folder), None) is not None
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """All videos under ``folder``, sorted by path; hidden files and folders are left out."""
+    found = (f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())
+    return sorted(folder / f for f in found if not any(part.startswith(".") for part in f.parts))
+
+
 def _clips_in(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.name.startswith("."):
