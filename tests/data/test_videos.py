@@ -25,10 +25,10 @@ def root(tmp_path):
     return two_clips(tmp_path / "data")
 
 
-def write_video(path, frames, rate=12, codec="mpeg4", turned=0):
+def write_video(path, frames, rate=12, codec="mpeg4", turned=0, **options):
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -103,6 +103,25 @@ def test_a_damaged_video_and_a_missing_package_are_one_message(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(LisaError, match=r"needs the package 'av'.*lisa-diffusion\[video\]"):
         clip_folder(tmp_path, ALL, require_condition=False, default_caption="")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_video_whose_end_is_missing_is_truncated(tmp_path, kept):
+    """With its tables in front, as videos for the web have them, the rest of it can be read."""
+    path = write_video(tmp_path / "x.mp4", [picture(i, 32, 48) for i in range(10)], movflags="faststart")
+    assert clip_info(path).frames == 10
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(LisaError, match=r"the video '.*x.mp4' is truncated"):
+        clip_info(path)
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_missing(tmp_path):
+    path = write_video(tmp_path / "x.mp4", [grey(i) for i in range(10)])
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"elst") + 12  # the first edit's length, in thousandths of a second
+    whole[at : at + 4] = (250).to_bytes(4, "big")
+    path.write_bytes(whole)
+    assert clip_info(path).frames == 3 and levels(read_frames(path, range(3))) == [0, 1, 2]
 
 
 # Conditions made for clips

@@ -94,13 +94,23 @@ def clip_info(path: Path) -> ClipInfo:
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if "mp4" in container.format.name:  # frames that an edit list cuts off are in the file, but are not shown
-            count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            count = sum(not packet.is_discard for packet in packets)
+            if sum(not packet.is_corrupt for packet in packets) < stream.frames and _is_truncated(path):
+                raise LisaError(f"the video {str(path)!r} is truncated", _REMEDY)
         else:
             count = sum(1 for _ in container.decode(stream))
     first = next(iter_frames(path), None)
     if first is None or not count:
         raise LisaError(f"the video {str(path)!r} holds no frames", _REMEDY)
     return ClipInfo(count, (first.shape[0], first.shape[1]), float(rate) if rate else None, None)
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether an mp4 or mov lacks frames that its tables tell of; an edit list may leave out whole ones as well."""
+    with _opened(path, ignore_editlist="1") as (container, stream):
+        whole = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+        return bool(whole < stream.frames)
 
 
 def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) -> Iterator[ByteArray]:
@@ -152,13 +162,13 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
 class _opened:
     """A video file and its first stream of pictures; what PyAV raises inside becomes a LisaError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.av = path, need("av", "video")
+    def __init__(self, path: Path, **options: str) -> None:
+        self.path, self.options, self.av = path, options, need("av", "video")
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any]:
         try:
-            self.container = self.av.open(str(self.path))
+            self.container = self.av.open(str(self.path), options=self.options)
         except self.av.FFmpegError as error:
             raise self._damaged(error) from None
         if not self.container.streams.video:
