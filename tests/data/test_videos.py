@@ -15,7 +15,7 @@ from lisa.data import conditions
 from lisa.data.clips import Sampling, clip_folder
 from lisa.data.prepare import prepare
 from lisa.data.sources import check_source, open_source
-from lisa.data.video import clip_info, read_frames
+from lisa.data.video import clip_info, iter_frames, read_frames
 
 ALL = Sampling(4)
 
@@ -32,7 +32,7 @@ def write_video(path, frames, rate=12, codec="mpeg4", turned=0, **options):
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 4_000_000
+        stream.bit_rate, stream.gop_size = 4_000_000, 12
         if turned:
             stream.set_display_rotation(turned)
         for each in frames:
@@ -122,6 +122,33 @@ def test_frames_that_an_edit_list_leaves_out_are_not_missing(tmp_path):
     whole[at : at + 4] = (250).to_bytes(4, "big")
     path.write_bytes(whole)
     assert clip_info(path).frames == 3 and levels(read_frames(path, range(3))) == [0, 1, 2]
+
+
+def cut(video, path, first):
+    """The packets of a video from ``first`` on, as they are."""
+    import av
+
+    with av.open(str(video)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][first:]
+        start = packets[0].dts
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+            target.mux(packet)
+    return path
+
+
+def test_a_video_that_was_cut_between_key_frames_is_named_before_anything_is_made(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", [picture(i, 32, 48) for i in range(40)], codec="libx264")
+    (tmp_path / "videos").mkdir()
+    path = cut(whole, tmp_path / "videos" / "x.mp4", 3)
+    info = clip_info(path)
+    assert info.frames == 37 > len(list(iter_frames(path)))
+    with pytest.raises(LisaError, match=r"x.mp4' tells of 37 frames, \d+ can be decoded.*encode it anew"):
+        check_source(clip_folder(tmp_path / "videos", ALL, require_condition=False, default_caption=""))
+    with pytest.raises(LisaError, match="can be decoded"):
+        prepare(tmp_path / "videos", "gray")
+    assert not (tmp_path / "videos-gray").exists()
 
 
 # Conditions made for clips

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from lisa.common.errors import LisaError, choose
 from lisa.data.folders import hash_files
-from lisa.data.images import list_images, load_rgb, looks_truncated
+from lisa.data.images import list_images
 from lisa.data.layout import CLIPS, Entry, few, read_layout
 from lisa.data.samples import PARTS, ByteArray, Part, Sample, content_hash, stack_pictures
 from lisa.data.video import (
-    VIDEO_SUFFIXES,
     ClipInfo,
     any_clip,
+    check_clip,
     clip_info,
     frame_files,
     iter_frames,
@@ -136,7 +136,7 @@ class ClipFolder:
         return content_hash(hash_files(_files(self._clips[index].entry.image)))
 
     def check(self, *, conditions: bool = True) -> None:
-        """Look at all clips (and conditions) without decoding them, but for frames that look truncated.
+        """Look at all clips (and conditions): videos are decoded once, pictures only if they look damaged.
 
         Raises:
             LisaError: a condition does not belong to its clip frame by frame, or a file is damaged.
@@ -145,9 +145,8 @@ class ClipFolder:
             others = clip.entry.conditions if conditions else ()
             for file in others:
                 self._refuse_other(clip, file)
-            for frame in (f for file in (clip.entry.image, *others) for f in _files(file)):
-                if frame.suffix.lower() not in VIDEO_SUFFIXES and looks_truncated(frame):
-                    load_rgb(frame)
+            for file in (clip.entry.image, *others):  # a condition has as many frames, by now
+                check_clip(file, clip.info)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lisa.common.errors import LisaError, need
-from lisa.data.images import SUFFIXES, image_size, load_rgb
+from lisa.data.images import SUFFIXES, image_size, load_rgb, looks_truncated
 from lisa.data.samples import ByteArray
 
 #: File name suffixes (lower case) that are taken for videos.
@@ -94,9 +94,9 @@ def clip_info(path: Path) -> ClipInfo:
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if "mp4" in container.format.name:  # frames that an edit list cuts off are in the file, but are not shown
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            count = sum(not packet.is_discard for packet in packets)
-            if sum(not packet.is_corrupt for packet in packets) < stream.frames and _is_truncated(path):
+            flags = [(each.is_discard, each.is_corrupt) for each in container.demux(stream) if each.size]
+            count = sum(not discarded for discarded, _ in flags)
+            if sum(not corrupt for _, corrupt in flags) < stream.frames and _is_truncated(path):
                 raise LisaError(f"the video {str(path)!r} is truncated", _REMEDY)
         else:
             count = sum(1 for _ in container.decode(stream))
@@ -104,6 +104,26 @@ def clip_info(path: Path) -> ClipInfo:
     if first is None or not count:
         raise LisaError(f"the video {str(path)!r} holds no frames", _REMEDY)
     return ClipInfo(count, (first.shape[0], first.shape[1]), float(rate) if rate else None, None)
+
+
+def check_clip(path: Path, info: ClipInfo) -> None:
+    """Look at all frames of a clip: a video is decoded once; of pictures the heads are read, and decoded where in doubt.
+
+    Raises:
+        LisaError: a frame is damaged, or not all that were counted can be decoded.
+    """
+    if path.is_dir():
+        for file in frame_files(path):
+            if looks_truncated(file):
+                load_rgb(file)
+        return
+    with _opened(path) as (container, stream):
+        count = sum(1 for _ in container.decode(stream))
+    if count != info.frames:
+        raise LisaError(
+            f"the video {str(path)!r} tells of {info.frames} frames, {count} can be decoded",
+            "It was cut between key frames, or is damaged: encode it anew, or take it out of the folder",
+        )
 
 
 def _is_truncated(path: Path) -> bool:
