@@ -183,3 +183,12 @@ def test_clips_alone_are_never_taken_for_pictures(root):
     for needed in (True, False):
         with pytest.raises(LisaError, match=r"holds clips\. Say how many frames"):
             open_source(root, require_condition=needed, default_caption="")
+
+
+def test_a_clip_in_a_folder_named_like_another_is_an_error(tmp_path):
+    for name in ("walk.mp4", "walk/deep/take2.mp4"):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with pytest.raises(LisaError, match=r"a clip named 'walk' and in a folder of that name another, 'walk/deep/take2'"):
+        clip_folder(tmp_path, ALL, require_condition=False, default_caption="")
