@@ -192,3 +192,9 @@ def test_a_clip_in_a_folder_named_like_another_is_an_error(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(LisaError, match=r"a clip named 'walk' and in a folder of that name another, 'walk/deep/take2'"):
         clip_folder(tmp_path, ALL, require_condition=False, default_caption="")
+
+
+def test_a_frame_that_is_there_twice_is_named(root):
+    save(picture(), root / "clips" / "a" / "frame_5.jpg")
+    with pytest.raises(LisaError, match=r"clips/a' holds several frames named 'frame_5'"):
+        clip_folder(root, ALL)

@@ -86,11 +86,15 @@ def clip_info(path: Path) -> ClipInfo:
     """Frames, size and rate of a clip. Of mp4 and mov from their tables, of other videos by decoding them once.
 
     Raises:
-        LisaError: it cannot be read, or PyAV is not installed.
+        LisaError: it cannot be read, a folder holds a frame twice, or PyAV is not installed.
     """
     if path.is_dir():
         files = frame_files(path)
-        return ClipInfo(len(files), image_size(files[0]), None, tuple(f.stem for f in files))
+        names = tuple(f.stem for f in files)
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise LisaError(f"{str(path)!r} holds several frames named {twice!r}", "Keep one picture of each frame")
+        return ClipInfo(len(files), image_size(files[0]), None, names)
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if "mp4" in container.format.name:  # frames that an edit list cuts off are in the file, but are not shown
