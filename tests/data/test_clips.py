@@ -112,6 +112,14 @@ def test_frames_of_several_sizes_are_named(root):
         _ = clip_folder(root, ALL)[0]
 
 
+def test_frames_of_several_sizes_are_named_wherever_they_lie(root):
+    source = clip_folder(root, ALL)
+    for file in (root / "conditions" / "a" / "frame_11.png", root / "clips" / "a" / "frame_11.png"):
+        save(picture(1, 24, 40), file)
+        with pytest.raises(LisaError, match=rf"the frames of '{file.parent}' are 32x24 and 40x24 pixels"):
+            check_source(source, sample_limit=1)
+
+
 def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(LisaError, match=r"holds clips\. Say how many frames"):
         open_source(root)

@@ -114,16 +114,20 @@ def check_clip(path: Path, info: ClipInfo) -> None:
     """Look at all frames of a clip: a video is decoded once; of pictures the heads are read, and decoded where in doubt.
 
     Raises:
-        LisaError: a frame is damaged, or not all that were counted can be decoded.
+        LisaError: a frame is damaged, not all that were counted can be decoded, or they are not of one size.
     """
     if path.is_dir():
-        for file in frame_files(path):
+        files = frame_files(path)
+        for file in files:
             if looks_truncated(file):
                 load_rgb(file)
+        if len({image_size(file) for file in files}) > 1:  # heads may be wrong about what lies on its side
+            _refuse_sizes(path, {load_rgb(file).shape for file in files})
         return
     with _opened(path) as (container, stream):
-        count = sum(1 for _ in container.decode(stream))
-    if count != info.frames:
+        shapes = [(frame.height, frame.width) for frame in container.decode(stream)]
+    _refuse_sizes(path, set(shapes))
+    if (count := len(shapes)) != info.frames:
         raise LisaError(
             f"the video {str(path)!r} tells of {info.frames} frames, {count} can be decoded",
             "It was cut between key frames, or is damaged: encode it anew, or take it out of the folder",
@@ -177,10 +181,15 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     missing = [p for p in positions if p not in found]
     if missing:
         raise LisaError(f"the clip {str(path)!r} ends before its frame {missing[0]} (of 0, 1, ...)", _REMEDY)
-    if len({frame.shape for frame in found.values()}) > 1:
-        sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in found.values()})
-        raise LisaError(f"the frames of {str(path)!r} are {' and '.join(sizes)} pixels", "They must have one size")
+    _refuse_sizes(path, {frame.shape for frame in found.values()})
     return np.stack([found[p] for p in positions])
+
+
+def _refuse_sizes(path: Path, shapes: set[tuple[int, ...]]) -> None:
+    """``shapes``: each begins with the height and the width."""
+    if len(shapes) > 1:
+        sizes = sorted(f"{shape[1]}x{shape[0]}" for shape in shapes)
+        raise LisaError(f"the frames of {str(path)!r} are {' and '.join(sizes)} pixels", "They must have one size")
 
 
 class _opened:
