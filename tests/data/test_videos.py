@@ -69,6 +69,18 @@ def test_an_animated_gif_is_a_clip(tmp_path):
     assert levels(read_frames(tmp_path / "x.gif", range(6))) == list(range(6))
 
 
+def test_what_is_transparent_in_an_animation_shows_the_backdrop(tmp_path):
+    frames = []
+    for number in range(3):
+        rgba = np.dstack([grey(number), np.full((32, 48), 255, np.uint8)])
+        rgba[:, 24:, 3] = 0
+        frames.append(Image.fromarray(rgba))
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
+    for options, shown in (((), 255), (((9, 8, 7),), [9, 8, 7])):
+        clip = read_frames(tmp_path / "x.gif", range(3), *options)
+        assert levels(clip[:, :, :24]) == [0, 1, 2] and (clip[:, :, 24:] == shown).all()
+
+
 def test_a_video_is_shown_upright(tmp_path):
     """As telephones write them: turned by 90 degrees anticlockwise, the left side comes to lie below."""
     lying = np.full((32, 48, 3), 20, np.uint8)

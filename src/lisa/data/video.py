@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lisa.common.errors import LisaError, need
-from lisa.data.images import SUFFIXES, image_size, load_rgb, looks_truncated
+from lisa.data.images import SUFFIXES, image_size, load_rgb, looks_truncated, to_rgb
 from lisa.data.samples import ByteArray
 
 #: File name suffixes (lower case) that are taken for videos.
@@ -146,7 +147,7 @@ def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) ->
 
     Args:
         path: of the video, or the folder of frames.
-        backdrop: what shows through transparent pixels of pictures.
+        backdrop: what shows through transparent pixels.
 
     Raises:
         LisaError: a frame cannot be read, or PyAV is not installed.
@@ -156,7 +157,13 @@ def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) ->
         return
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+            yield np.ascontiguousarray(np.rot90(_to_rgb(frame, backdrop), round(frame.rotation / 90) % 4))
+
+
+def _to_rgb(frame: Any, backdrop: tuple[int, int, int]) -> ByteArray:
+    if frame.format.has_palette or any(each.is_alpha for each in frame.format.components):
+        return to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")), backdrop=backdrop)
+    return np.asarray(frame.to_ndarray(format="rgb24"))
 
 
 def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, int] = (255, 255, 255)) -> ByteArray:
@@ -165,7 +172,7 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     Args:
         path: of the video, or the folder of frames.
         positions: which, ascending; one may be asked for again. A video is decoded from its beginning to the last.
-        backdrop: what shows through transparent pixels of pictures.
+        backdrop: what shows through transparent pixels.
 
     Raises:
         LisaError: a frame cannot be read or is not there, frames are not of one size, or PyAV is not installed.
@@ -176,7 +183,7 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     else:
         wanted = set(positions)
         found = {
-            p: frame for p, frame in zip(range(max(positions) + 1), iter_frames(path), strict=False) if p in wanted
+            p: frame for p, frame in zip(range(max(positions) + 1), iter_frames(path, backdrop), strict=False) if p in wanted
         }
     missing = [p for p in positions if p not in found]
     if missing:
