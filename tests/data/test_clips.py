@@ -183,7 +183,9 @@ def test_pictures_and_tables_are_read_as_ever_where_clips_might_be_meant(tmp_pat
     assert len(source) == 1 and source[0].image.shape == (24, 32, 3)
     for name in ("plain/b", "plain/clips/a", "plain/clips/deep/c", "alone/clips/a"):
         save(picture(), tmp_path / f"{name}.png")
-    opened = {name: open_source(tmp_path / name, require_condition=False, default_caption="") for name in ("plain", "alone")}
+    opened = {
+        name: open_source(tmp_path / name, require_condition=False, default_caption="") for name in ("plain", "alone")
+    }
     assert opened["plain"].keys == ["b", "clips/a", "clips/deep/c"] and opened["alone"].keys == ["clips/a"]
 
 

@@ -112,7 +112,7 @@ def clip_info(path: Path) -> ClipInfo:
 
 
 def check_clip(path: Path, info: ClipInfo) -> None:
-    """Look at all frames of a clip: a video is decoded once; of pictures the heads are read, and decoded where in doubt.
+    """Look at all frames of a clip: a video is decoded once, a picture only where its head or end leaves doubt.
 
     Raises:
         LisaError: a frame is damaged, not all that were counted can be decoded, or they are not of one size.
@@ -183,7 +183,9 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     else:
         wanted = set(positions)
         found = {
-            p: frame for p, frame in zip(range(max(positions) + 1), iter_frames(path, backdrop), strict=False) if p in wanted
+            p: frame
+            for p, frame in zip(range(max(positions) + 1), iter_frames(path, backdrop), strict=False)
+            if p in wanted
         }
     missing = [p for p in positions if p not in found]
     if missing:
