@@ -112,6 +112,14 @@ def test_frames_of_several_sizes_are_named(root):
         _ = clip_folder(root, ALL)[0]
 
 
+def test_frames_of_several_sizes_are_named_wherever_they_lie(root):
+    source = clip_folder(root, ALL)
+    for file in (root / "conditions" / "a" / "frame_11.png", root / "clips" / "a" / "frame_11.png"):
+        save(picture(1, 24, 40), file)
+        with pytest.raises(LisaError, match=rf"the frames of '{file.parent}' are 32x24 and 40x24 pixels"):
+            check_source(source, sample_limit=1)
+
+
 def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(LisaError, match=r"holds clips\. Say how many frames"):
         open_source(root)
@@ -157,3 +165,46 @@ def test_fingerprints_follow_content_and_sampling(root):
     assert [now == then for now, then in zip(prints(), base, strict=True)] == [True, False, True]
     (root / "metadata.jsonl").write_text(json.dumps({"file_name": "clips/a", "motion": 3}))
     assert prints()[0] != base[0], "what the first frame is encoded with"
+
+
+def test_pictures_and_tables_are_read_as_ever_where_clips_might_be_meant(tmp_path):
+    """With a video beside a table, and with a subfolder of photographs that happens to be called clips."""
+    import datasets
+
+    save(picture(), tmp_path / "table" / "x.png")
+    row = {"image": str(tmp_path / "table" / "x.png"), "text": "x"}
+    columns = {"image": datasets.Image(), "text": datasets.Value("string")}
+    table = datasets.Dataset.from_list([row], features=datasets.Features(columns))
+    (tmp_path / "parquet" / "assets").mkdir(parents=True)
+    table.to_parquet(tmp_path / "parquet" / "x.parquet")
+    (tmp_path / "parquet" / "assets" / "demo.gif").write_bytes(b"GIF89a")
+    options = {"cache_dir": tmp_path / "cache"}
+    source = open_source(tmp_path / "parquet", require_condition=False, default_caption="", table_options=options)
+    assert len(source) == 1 and source[0].image.shape == (24, 32, 3)
+    for name in ("plain/b", "plain/clips/a", "plain/clips/deep/c", "alone/clips/a"):
+        save(picture(), tmp_path / f"{name}.png")
+    opened = {
+        name: open_source(tmp_path / name, require_condition=False, default_caption="") for name in ("plain", "alone")
+    }
+    assert opened["plain"].keys == ["b", "clips/a", "clips/deep/c"] and opened["alone"].keys == ["clips/a"]
+
+
+def test_clips_alone_are_never_taken_for_pictures(root):
+    for needed in (True, False):
+        with pytest.raises(LisaError, match=r"holds clips\. Say how many frames"):
+            open_source(root, require_condition=needed, default_caption="")
+
+
+def test_a_clip_in_a_folder_named_like_another_is_an_error(tmp_path):
+    for name in ("walk.mp4", "walk/deep/take2.mp4"):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with pytest.raises(LisaError, match=r"a clip named 'walk' and in a folder of that name another, 'walk/deep/take2'"):
+        clip_folder(tmp_path, ALL, require_condition=False, default_caption="")
+
+
+def test_a_frame_that_is_there_twice_is_named(root):
+    save(picture(), root / "clips" / "a" / "frame_5.jpg")
+    with pytest.raises(LisaError, match=r"clips/a' holds several frames named 'frame_5'"):
+        clip_folder(root, ALL)

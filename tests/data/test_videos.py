@@ -15,7 +15,7 @@ from lisa.data import conditions
 from lisa.data.clips import Sampling, clip_folder
 from lisa.data.prepare import prepare
 from lisa.data.sources import check_source, open_source
-from lisa.data.video import clip_info, read_frames
+from lisa.data.video import clip_info, iter_frames, read_frames
 
 ALL = Sampling(4)
 
@@ -25,14 +25,14 @@ def root(tmp_path):
     return two_clips(tmp_path / "data")
 
 
-def write_video(path, frames, rate=12, codec="mpeg4", turned=0):
+def write_video(path, frames, rate=12, codec="mpeg4", turned=0, **options):
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 4_000_000
+        stream.bit_rate, stream.gop_size = 4_000_000, 12
         if turned:
             stream.set_display_rotation(turned)
         for each in frames:
@@ -69,6 +69,18 @@ def test_an_animated_gif_is_a_clip(tmp_path):
     assert levels(read_frames(tmp_path / "x.gif", range(6))) == list(range(6))
 
 
+def test_what_is_transparent_in_an_animation_shows_the_backdrop(tmp_path):
+    frames = []
+    for number in range(3):
+        rgba = np.dstack([grey(number), np.full((32, 48), 255, np.uint8)])
+        rgba[:, 24:, 3] = 0
+        frames.append(Image.fromarray(rgba))
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
+    for options, shown in (((), 255), (((9, 8, 7),), [9, 8, 7])):
+        clip = read_frames(tmp_path / "x.gif", range(3), *options)
+        assert levels(clip[:, :, :24]) == [0, 1, 2] and (clip[:, :, 24:] == shown).all()
+
+
 def test_a_video_is_shown_upright(tmp_path):
     """As telephones write them: turned by 90 degrees anticlockwise, the left side comes to lie below."""
     lying = np.full((32, 48, 3), 20, np.uint8)
@@ -103,6 +115,52 @@ def test_a_damaged_video_and_a_missing_package_are_one_message(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(LisaError, match=r"needs the package 'av'.*lisa-diffusion\[video\]"):
         clip_folder(tmp_path, ALL, require_condition=False, default_caption="")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_video_whose_end_is_missing_is_truncated(tmp_path, kept):
+    """With its tables in front, as videos for the web have them, the rest of it can be read."""
+    path = write_video(tmp_path / "x.mp4", [picture(i, 32, 48) for i in range(10)], movflags="faststart")
+    assert clip_info(path).frames == 10
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(LisaError, match=r"the video '.*x.mp4' is truncated"):
+        clip_info(path)
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_missing(tmp_path):
+    path = write_video(tmp_path / "x.mp4", [grey(i) for i in range(10)])
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"elst") + 12  # the first edit's length, in thousandths of a second
+    whole[at : at + 4] = (250).to_bytes(4, "big")
+    path.write_bytes(whole)
+    assert clip_info(path).frames == 3 and levels(read_frames(path, range(3))) == [0, 1, 2]
+
+
+def cut(video, path, first):
+    """The packets of a video from ``first`` on, as they are."""
+    import av
+
+    with av.open(str(video)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][first:]
+        start = packets[0].dts
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+            target.mux(packet)
+    return path
+
+
+def test_a_video_that_was_cut_between_key_frames_is_named_before_anything_is_made(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", [picture(i, 32, 48) for i in range(40)], codec="libx264")
+    (tmp_path / "videos").mkdir()
+    path = cut(whole, tmp_path / "videos" / "x.mp4", 3)
+    info = clip_info(path)
+    assert info.frames == 37 > len(list(iter_frames(path)))
+    with pytest.raises(LisaError, match=r"x.mp4' tells of 37 frames, \d+ can be decoded.*encode it anew"):
+        check_source(clip_folder(tmp_path / "videos", ALL, require_condition=False, default_caption=""))
+    with pytest.raises(LisaError, match="can be decoded"):
+        prepare(tmp_path / "videos", "gray")
+    assert not (tmp_path / "videos-gray").exists()
 
 
 # Conditions made for clips

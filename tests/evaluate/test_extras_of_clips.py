@@ -57,12 +57,23 @@ def test_fvd_is_given_all_clips_and_starts_anew(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cdfvd", package)
     monkeypatch.setitem(sys.modules, "cdfvd.fvd", package.fvd)
     ready, missing = extras.prepare(["fvd"])
-    assert missing == {} and capsys.readouterr().out == "", "standard output may be JSON"
+    assert missing == {}
     for _ in range(2):
         found = extras.measure("fvd", ready["fvd"], MADE, SAMPLES)
         assert found.values[0] == pytest.approx(np.mean(TRUE) - 2 * np.mean(MADE), rel=1e-5)
         assert found.of_set and "biased upwards" in found.notes[0]
+    assert capsys.readouterr().out == "", "standard output may be JSON"
     assert ready["fvd"].features == {"source": "I3D of cd-fvd", "revision": "of unknown version"}
+
+
+def test_what_fvd_cannot_measure_is_named_before_its_network_is_loaded(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("I3D is loaded")
+
+    package = SimpleNamespace(fvd=SimpleNamespace(cdfvd=never))
+    monkeypatch.setitem(sys.modules, "cdfvd", package)
+    monkeypatch.setitem(sys.modules, "cdfvd.fvd", package.fvd)
+    ready, _ = extras.prepare(["fvd"])
     short = [Sample(s.key, s.image[:8], None, "") for s in SAMPLES]
     for made, samples, message in (
         ([clip[:8] for clip in MADE], short, "clips of 8 frames: I3D needs 9"),
@@ -72,6 +83,26 @@ def test_fvd_is_given_all_clips_and_starts_anew(monkeypatch, capsys):
     ):
         with pytest.raises(LisaError, match=message):
             extras.measure("fvd", ready["fvd"], made, samples)
+
+
+def test_what_the_library_of_fvd_raises_is_one_message(monkeypatch):
+    class Failing(Evaluator):
+        def compute_fvd(self, real, fake):
+            raise ValueError("no such luck\nat all")
+
+    package = SimpleNamespace(fvd=SimpleNamespace(cdfvd=Failing))
+    monkeypatch.setitem(sys.modules, "cdfvd", package)
+    monkeypatch.setitem(sys.modules, "cdfvd.fvd", package.fvd)
+    ready, _ = extras.prepare(["fvd"])
+    with pytest.raises(LisaError, match=r"cd-fvd could not measure these clips \(.*no such luck\)"):
+        extras.measure("fvd", ready["fvd"], MADE, SAMPLES)
+
+
+def test_a_distance_of_frames_says_of_how_many_clips_it_is():
+    ready = extras.Ready(lambda made, samples: extras.Measured([float(len(made))], of_set=True))
+    found = extras.measure("fid", ready, MADE, SAMPLES)
+    assert found.values == [18.0] and found.notes[0].startswith("fid of 2 clips is biased upwards")
+    assert extras.measure("kid", ready, MADE, SAMPLES).notes == ()
 
 
 def test_without_its_package_fvd_is_named():

@@ -21,7 +21,7 @@ State = Literal["finished", "diverged", "unfinished"]
 
 # What decides what is measured: the same in all runs. The rest (align, train, side, ...) is what arms may differ in.
 _LOGGED = ("log.held_out_levels", "log.held_out_every", "log.fidelity_samples", "log.fidelity_every")
-_SHARED = ("data", "sample", *_LOGGED, "model.path", "model.pair", "train.steps")
+_SHARED = ("data", "sample", *_LOGGED, "model.path", "model.pair", "model.log_sigma", "train.steps")
 # Where things are and how they are kept: may differ anywhere.
 _PLACES = ("out", "resume", "overwrite", "data.cache", "data.cache_dir", "data.workers", "sample.batch_size")
 

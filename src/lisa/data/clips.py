@@ -19,10 +19,19 @@ from pathlib import Path
 
 from lisa.common.errors import LisaError, choose
 from lisa.data.folders import hash_files
-from lisa.data.images import list_images, load_rgb, looks_truncated
+from lisa.data.images import list_images
 from lisa.data.layout import CLIPS, Entry, few, read_layout
 from lisa.data.samples import PARTS, ByteArray, Part, Sample, content_hash, stack_pictures
-from lisa.data.video import VIDEO_SUFFIXES, ClipInfo, clip_info, frame_files, iter_frames, read_frames
+from lisa.data.video import (
+    ClipInfo,
+    any_clip,
+    check_clip,
+    clip_info,
+    frame_files,
+    iter_frames,
+    list_videos,
+    read_frames,
+)
 
 SHORT = ("error", "repeat")
 _BLACK = (0, 0, 0)
@@ -127,7 +136,7 @@ class ClipFolder:
         return content_hash(hash_files(_files(self._clips[index].entry.image)))
 
     def check(self, *, conditions: bool = True) -> None:
-        """Look at all clips (and conditions) without decoding them, but for frames that look truncated.
+        """Look at all clips (and conditions): videos are decoded once, pictures only if they look damaged.
 
         Raises:
             LisaError: a condition does not belong to its clip frame by frame, or a file is damaged.
@@ -136,9 +145,8 @@ class ClipFolder:
             others = clip.entry.conditions if conditions else ()
             for file in others:
                 self._refuse_other(clip, file)
-            for frame in (f for file in (clip.entry.image, *others) for f in _files(file)):
-                if frame.suffix.lower() not in VIDEO_SUFFIXES and looks_truncated(frame):
-                    load_rgb(frame)
+            for file in (clip.entry.image, *others):  # a condition has as many frames, by now
+                check_clip(file, clip.info)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -247,11 +255,24 @@ def clip_folder(
 
 
 def holds_clips(folder: str | Path) -> bool:
-    """Whether a folder is one of clips: it has ``clips/``, or videos and no pictures at all."""
+    """Whether a folder can be read as one of clips: it has ``clips/``, or videos and neither pictures nor tables."""
     root = Path(folder).expanduser()
     if (root / "clips").is_dir() or not root.is_dir():
         return root.is_dir()
-    return not list_images(root) and any(f.suffix.lower() in VIDEO_SUFFIXES for f in root.rglob("*"))
+    return bool(list_videos(root)) and not pictures_beside(root) and not any(root.rglob("*.parquet"))
+
+
+def holds_only_clips(folder: str | Path) -> bool:
+    """Whether a folder cannot be meant as one of pictures: it holds clips, and no picture beside them."""
+    root = Path(folder).expanduser()
+    if not (root / "clips").is_dir():
+        return holds_clips(root)
+    return any_clip(root / "clips") and not pictures_beside(root)
+
+
+def pictures_beside(root: Path) -> list[Path]:
+    """The pictures in a folder that are neither in ``clips/`` nor in ``conditions/``."""
+    return [f for f in list_images(root) if f.relative_to(root).parts[0] not in ("clips", "conditions")]
 
 
 def _files(path: Path) -> list[Path]:

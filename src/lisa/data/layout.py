@@ -82,6 +82,8 @@ def read_layout(
         raise LisaError(f"{str(images)!r} holds no {kind.noun}s", f"Supported are {kind.supported}")
     keys = [key_of(file, images) for file in files]
     _refuse_twins(images, keys, kind)
+    if kind is CLIPS:
+        _refuse_nested(images, keys)
     metadata = read_metadata(root, images, clips=kind is CLIPS)
     folders = _condition_folders(root, images, conditions, kind)
     found = [_by_key(folder, kind) for folder in folders]
@@ -180,6 +182,18 @@ def _refuse_twins(images: Path, keys: list[str], kind: Kind) -> None:
             f"{str(images)!r} holds several {kind.noun}s named {few(twins)} that differ only in their suffix",
             "Names without suffix must be unique: rename or remove them",
         )
+
+
+def _refuse_nested(clips: Path, keys: list[str]) -> None:
+    """A clip made is a folder of frames of its name: one that lies inside another would be mixed up with it."""
+    known = set(keys)
+    for key in keys:
+        outer = known & {parent.as_posix() for parent in Path(key).parents}
+        if outer:
+            raise LisaError(
+                f"{str(clips)!r} holds a clip named {min(outer)!r} and in a folder of that name another, {key!r}",
+                "Rename one of them",
+            )
 
 
 def _refuse_incomplete(

@@ -19,11 +19,12 @@ from PIL import Image
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json, write_text
 from lisa.data import conditions
-from lisa.data.clips import ClipFolder, clip_folder, holds_clips
+from lisa.data.clips import ClipFolder, clip_folder, holds_only_clips, pictures_beside
 from lisa.data.folders import PairedFolder, paired_folder, require_folder
 from lisa.data.images import list_images, load_rgb, read_note, save_png
 from lisa.data.samples import ByteArray, content_hash
 from lisa.data.transforms import PairedTransform
+from lisa.data.video import list_videos
 
 _STAMP = "lisa:made-from"
 _SMALLEST_CROP = 1 / 3  # of the largest crop's side, where several crops are cut from one picture
@@ -99,7 +100,8 @@ def prepare(
         **options: of the condition's ``extract``.
 
     Raises:
-        LisaError: an unknown condition, no pictures, an unreadable one, or other pictures where these would go.
+        LisaError: an unknown condition, no pictures, pictures and videos beside each other, an unreadable one, or other
+                pictures where these would go.
     """
     choose("condition", condition, conditions.NAMES)
     height_width = _check_size(size, crops_per_image)
@@ -124,7 +126,8 @@ def prepare(
 
 def _open(folder: str | Path) -> PairedFolder | ClipFolder:
     """The source, every file of which has been looked at before the first long computation."""
-    if holds_clips(folder):
+    _refuse_mixture(Path(folder).expanduser())
+    if holds_only_clips(folder):
         clips = clip_folder(folder, None, require_condition=False, default_caption="")
         clips.check(conditions=False)
         return clips
@@ -134,6 +137,17 @@ def _open(folder: str | Path) -> PairedFolder | ClipFolder:
     for index in source.suspects():
         load_rgb(source.paths(index)[0])
     return source
+
+
+def _refuse_mixture(root: Path) -> None:
+    """Nobody can tell whether the pictures are thumbnails of the videos, or the videos bystanders of photographs."""
+    if not root.is_dir() or (root / "images").is_dir() or not (videos := list_videos(root)):
+        return
+    if pictures := pictures_beside(root):
+        raise LisaError(
+            f"{str(root)!r} holds both pictures (such as {pictures[0].name!r}) and videos (such as {videos[0].name!r})",
+            "Put pictures and videos into folders of their own, and prepare each by itself",
+        )
 
 
 def _check_size(size: int | tuple[int, int] | None, crops: int) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lisa.common.errors import LisaError
-from lisa.data.clips import ClipFolder, Sampling, clip_folder, holds_clips
+from lisa.data.clips import ClipFolder, Sampling, clip_folder, holds_clips, holds_only_clips
 from lisa.data.folders import PairedFolder, paired_folder, require_folder
 from lisa.data.samples import ByteArray, Source, describe_size, unstack_pictures
 from lisa.data.scene_sources import MovingScenesSource, ScenesSource
@@ -69,9 +69,7 @@ def open_source(
         named = {"condition": list(conditions)} if conditions else {}
         return _open_scenes(text, require_condition, sampling, {**named, **(scene_options or {})})
     path = Path(text).expanduser()
-    if holds_clips(path) and (sampling is not None or not (path / "images").is_dir()):
-        if sampling is None:
-            raise LisaError(f"{text!r} holds clips", "Say how many frames a sample has (data.frames)")
+    if sampling is not None and holds_clips(path):
         return clip_folder(
             path,
             sampling,
@@ -95,6 +93,10 @@ def open_source(
             return hub(text, **options, **(hub_options or {}))
         except LisaError as error:
             raise LisaError(f"there is no folder {text!r}, and as a Hub name: {error.problem}", error.remedy) from error
+    # Where pictures cannot be meant; without conditions, a plain folder of pictures may well have one called clips.
+    only = holds_clips(path) and not (path / "images").is_dir() if require_condition else holds_only_clips(path)
+    if only:
+        raise LisaError(f"{text!r} holds clips", "Say how many frames a sample has (data.frames)")
     return paired_folder(
         require_folder(spec),
         require_condition=require_condition,

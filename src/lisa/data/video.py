@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from lisa.common.errors import LisaError, need
-from lisa.data.images import SUFFIXES, image_size, load_rgb
+from lisa.data.images import SUFFIXES, image_size, load_rgb, looks_truncated, to_rgb
 from lisa.data.samples import ByteArray
 
 #: File name suffixes (lower case) that are taken for videos.
@@ -50,6 +51,17 @@ def list_clips(folder: Path) -> list[Path]:
     return sorted(_clips_in(folder))
 
 
+def any_clip(folder: Path) -> bool:
+    """Whether there is a clip under ``folder``, whatever else is in it."""
+    return next(_clips_in(folder), None) is not None
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """All videos under ``folder``, sorted by path; hidden files and folders are left out."""
+    found = (f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())
+    return sorted(folder / f for f in found if not any(part.startswith(".") for part in f.parts))
+
+
 def _clips_in(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.name.startswith("."):
@@ -75,15 +87,22 @@ def clip_info(path: Path) -> ClipInfo:
     """Frames, size and rate of a clip. Of mp4 and mov from their tables, of other videos by decoding them once.
 
     Raises:
-        LisaError: it cannot be read, or PyAV is not installed.
+        LisaError: it cannot be read, a folder holds a frame twice, or PyAV is not installed.
     """
     if path.is_dir():
         files = frame_files(path)
-        return ClipInfo(len(files), image_size(files[0]), None, tuple(f.stem for f in files))
+        names = tuple(f.stem for f in files)
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise LisaError(f"{str(path)!r} holds several frames named {twice!r}", "Keep one picture of each frame")
+        return ClipInfo(len(files), image_size(files[0]), None, names)
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if "mp4" in container.format.name:  # frames that an edit list cuts off are in the file, but are not shown
-            count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            flags = [(each.is_discard, each.is_corrupt) for each in container.demux(stream) if each.size]
+            count = sum(not discarded for discarded, _ in flags)
+            if sum(not corrupt for _, corrupt in flags) < stream.frames and _is_truncated(path):
+                raise LisaError(f"the video {str(path)!r} is truncated", _REMEDY)
         else:
             count = sum(1 for _ in container.decode(stream))
     first = next(iter_frames(path), None)
@@ -92,12 +111,43 @@ def clip_info(path: Path) -> ClipInfo:
     return ClipInfo(count, (first.shape[0], first.shape[1]), float(rate) if rate else None, None)
 
 
+def check_clip(path: Path, info: ClipInfo) -> None:
+    """Look at all frames of a clip: a video is decoded once, a picture only where its head or end leaves doubt.
+
+    Raises:
+        LisaError: a frame is damaged, not all that were counted can be decoded, or they are not of one size.
+    """
+    if path.is_dir():
+        files = frame_files(path)
+        for file in files:
+            if looks_truncated(file):
+                load_rgb(file)
+        if len({image_size(file) for file in files}) > 1:  # heads may be wrong about what lies on its side
+            _refuse_sizes(path, {load_rgb(file).shape for file in files})
+        return
+    with _opened(path) as (container, stream):
+        shapes = [(frame.height, frame.width) for frame in container.decode(stream)]
+    _refuse_sizes(path, set(shapes))
+    if (count := len(shapes)) != info.frames:
+        raise LisaError(
+            f"the video {str(path)!r} tells of {info.frames} frames, {count} can be decoded",
+            "It was cut between key frames, or is damaged: encode it anew, or take it out of the folder",
+        )
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether an mp4 or mov lacks frames that its tables tell of; an edit list may leave out whole ones as well."""
+    with _opened(path, ignore_editlist="1") as (container, stream):
+        whole = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+        return bool(whole < stream.frames)
+
+
 def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) -> Iterator[ByteArray]:
     """The frames of a clip in order, each uint8 (H, W, 3), upright as the file says.
 
     Args:
         path: of the video, or the folder of frames.
-        backdrop: what shows through transparent pixels of pictures.
+        backdrop: what shows through transparent pixels.
 
     Raises:
         LisaError: a frame cannot be read, or PyAV is not installed.
@@ -107,7 +157,13 @@ def iter_frames(path: Path, backdrop: tuple[int, int, int] = (255, 255, 255)) ->
         return
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+            yield np.ascontiguousarray(np.rot90(_to_rgb(frame, backdrop), round(frame.rotation / 90) % 4))
+
+
+def _to_rgb(frame: Any, backdrop: tuple[int, int, int]) -> ByteArray:
+    if frame.format.has_palette or any(each.is_alpha for each in frame.format.components):
+        return to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")), backdrop=backdrop)
+    return np.asarray(frame.to_ndarray(format="rgb24"))
 
 
 def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, int] = (255, 255, 255)) -> ByteArray:
@@ -116,7 +172,7 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     Args:
         path: of the video, or the folder of frames.
         positions: which, ascending; one may be asked for again. A video is decoded from its beginning to the last.
-        backdrop: what shows through transparent pixels of pictures.
+        backdrop: what shows through transparent pixels.
 
     Raises:
         LisaError: a frame cannot be read or is not there, frames are not of one size, or PyAV is not installed.
@@ -127,27 +183,34 @@ def read_frames(path: Path, positions: Sequence[int], backdrop: tuple[int, int, 
     else:
         wanted = set(positions)
         found = {
-            p: frame for p, frame in zip(range(max(positions) + 1), iter_frames(path), strict=False) if p in wanted
+            p: frame
+            for p, frame in zip(range(max(positions) + 1), iter_frames(path, backdrop), strict=False)
+            if p in wanted
         }
     missing = [p for p in positions if p not in found]
     if missing:
         raise LisaError(f"the clip {str(path)!r} ends before its frame {missing[0]} (of 0, 1, ...)", _REMEDY)
-    if len({frame.shape for frame in found.values()}) > 1:
-        sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in found.values()})
-        raise LisaError(f"the frames of {str(path)!r} are {' and '.join(sizes)} pixels", "They must have one size")
+    _refuse_sizes(path, {frame.shape for frame in found.values()})
     return np.stack([found[p] for p in positions])
+
+
+def _refuse_sizes(path: Path, shapes: set[tuple[int, ...]]) -> None:
+    """``shapes``: each begins with the height and the width."""
+    if len(shapes) > 1:
+        sizes = sorted(f"{shape[1]}x{shape[0]}" for shape in shapes)
+        raise LisaError(f"the frames of {str(path)!r} are {' and '.join(sizes)} pixels", "They must have one size")
 
 
 class _opened:
     """A video file and its first stream of pictures; what PyAV raises inside becomes a LisaError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.av = path, need("av", "video")
+    def __init__(self, path: Path, **options: str) -> None:
+        self.path, self.options, self.av = path, options, need("av", "video")
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any]:
         try:
-            self.container = self.av.open(str(self.path))
+            self.container = self.av.open(str(self.path), options=self.options)
         except self.av.FFmpegError as error:
             raise self._damaged(error) from None
         if not self.container.streams.video:

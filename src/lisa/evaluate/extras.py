@@ -6,6 +6,7 @@ used. Those of Inception and of CLIP have different names: they are not comparab
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import tempfile
 import warnings
@@ -131,9 +132,8 @@ def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequenc
     if EXTRAS[name].of_clips or not clips:
         return ready.run(made, samples)
     frames, true = [frame for clip in made for frame in clip], [frame for each in samples for frame in frames_of(each)]
-    found = ready.run(frames, true)
-    if found.of_set:
-        return found
+    if (found := ready.run(frames, true)).of_set:  # frames of one clip are too much alike to count as so many
+        return replace(found, notes=_few(name, len(made), "clips"))
     ends = np.cumsum([len(clip) for clip in made])[:-1]
     return replace(found, values=[float(part.mean()) for part in np.split(np.asarray(found.values), ends)])
 
@@ -147,7 +147,7 @@ def _attempt(kind: str | None, clip: str) -> Any:
             return _fetched(kind, lambda: library.LPIPS(net="alex", verbose=False).eval().to(device()))
         if kind == "cdfvd":
             need("cdfvd.fvd", "metrics")
-            return _fetched("I3D", fvd.load)
+            return functools.cache(lambda: _fetched("I3D", fvd.load))  # not before there are clips that it can read
         if kind == "cleanfid":
             library = need("cleanfid.fid", "metrics")
             _fetched(kind, lambda: library.build_feature_extractor("clean", device(), use_dataparallel=False))
@@ -273,10 +273,9 @@ def _torchmetrics(name: str, true: NDArray[np.float64], made: NDArray[np.float64
     return float(value[0] if isinstance(value, tuple) else value)
 
 
-def _fvd(evaluator: Any, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
-    value = fvd.frechet_video_distance(evaluator, made, samples)
-    few = (f"fvd of {len(made)} clips is biased upwards: compare it at equal numbers only",)
-    return Measured([value], of_set=True, notes=few if len(made) < _ENOUGH else ())
+def _fvd(load: Callable[[], Any], made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+    notes = _few("fvd", len(made), "clips")
+    return Measured([fvd.frechet_video_distance(load, made, samples)], of_set=True, notes=notes)
 
 
 def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
@@ -290,10 +289,11 @@ def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence
         compute = {"fid": fid.compute_fid, "kid": fid.compute_kid}[name]
         options = {"mode": "clean", "num_workers": 0, "device": device(), "verbose": False, "use_dataparallel": False}
         value = float(compute(*places, **options))
-    return Measured([value], of_set=True, notes=_few(name, len(made)) if name == "fid" else ())
+    return Measured([value], of_set=True, notes=_few(name, len(made)))
 
 
-def _few(name: str, count: int) -> tuple[str, ...]:
-    if count >= _ENOUGH:
+def _few(name: str, count: int, what: str = "pictures") -> tuple[str, ...]:
+    if count >= _ENOUGH or name.startswith("kid"):
         return ()
-    return (f"{name} of {count} pictures is biased upwards: compare it at equal numbers only, and prefer kid",)
+    advice = "" if name == "fvd" else ", and prefer kid"
+    return (f"{name} of {count} {what} is biased upwards: compare it at equal numbers only{advice}",)

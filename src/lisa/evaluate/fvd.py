@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lisa.common.errors import LisaError, need
+from lisa.common.model_folders import first_line
 from lisa.data.samples import ByteArray, Sample
 from lisa.evaluate.extractors.weights import device
 
@@ -27,11 +28,16 @@ def load() -> Any:
         return library.cdfvd("i3d", n_real="full", n_fake="full", device=str(device()))
 
 
-def frechet_video_distance(evaluator: Any, made: Sequence[ByteArray], samples: Sequence[Sample]) -> float:
+def frechet_video_distance(evaluator: Callable[[], Any], made: Sequence[ByteArray], samples: Sequence[Sample]) -> float:
     """Of all clips made (F, H, W, 3) to all true ones.
 
+    Args:
+        evaluator: gives what :func:`load` does, and is called for clips only that can be measured.
+        made: what was generated.
+        samples: what was asked for.
+
     Raises:
-        LisaError: fewer than two clips, of fewer than 9 frames, or not all of one shape.
+        LisaError: fewer than two clips, of fewer than 9 frames, or not all of one shape; or cd-fvd fails.
     """
     clips = {"real": [sample.image for sample in samples], "fake": list(made)}
     shapes = {clip.shape for each in clips.values() for clip in each}
@@ -41,7 +47,11 @@ def frechet_video_distance(evaluator: Any, made: Sequence[ByteArray], samples: S
         raise LisaError(f"fvd of clips of {len(shapes)} shapes, {sorted(shapes)[0]} and others", "Give those of one")
     if (frames := made[0].shape[0]) < _LEAST:
         raise LisaError(f"fvd of clips of {frames} frames: I3D needs {_LEAST} at least", "Judge longer clips")
-    evaluator.empty_real_stats()
-    evaluator.empty_fake_stats()
+    measure = evaluator()
     stacked = [np.stack(each).astype(np.float32) for each in clips.values()]  # in 0..255
-    return float(evaluator.compute_fvd(*stacked))
+    try:
+        measure.empty_real_stats()
+        measure.empty_fake_stats()
+        return float(measure.compute_fvd(*stacked))
+    except Exception as error:  # whatever the library raises: the other metrics are worth having
+        raise LisaError(f"cd-fvd could not measure these clips ({first_line(error)})") from error
