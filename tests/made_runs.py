@@ -15,7 +15,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 SETTINGS: dict[str, Any] = {
     "out": "x",
     "seed": 0,
-    "model": {"path": "tiny-sd", "pair": "sd-controlnet"},
+    "model": {"path": "tiny-sd", "pair": "sd-controlnet", "log_sigma": None},
     "data": {"source": "scenes", "condition": "edges", "held_out": 64, "cache_dir": "x"},
     "align": {"enabled": True, "weight": 0.2},
     "train": {"steps": 1000, "lr_schedule": "constant_with_warmup"},

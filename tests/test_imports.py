@@ -12,7 +12,7 @@ import lisa
 ROOT = Path(lisa.__file__).parent
 
 CORE = {"common", "core"}
-NETWORKS = {"common", "core", "processes", "mains", "sides", "sharing", "pairs"}
+NETWORKS = {"common", "core", "networks", "processes", "mains", "sides", "sharing", "pairs"}
 # Each room and top-level module, and the others that it may import. ``common`` is open to all.
 MAY_IMPORT = {
     "common": set(),
@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "data": {"common"},
     "zoo": {"common"},
     "compare": {"common"},
+    "networks": {"common", "core"},
     "mains": {"common", "core", "processes"},
-    "sides": {"common", "core", "processes"},
+    "sides": {"common", "core", "networks", "processes"},
     "sharing": {"common", "core", "processes", "mains", "sides"},
-    "pairs": {"common", "core", "processes", "mains", "sides", "sharing"},
+    "pairs": {"common", "core", "networks", "processes", "mains", "sides", "sharing"},
     "families": {"common", "core", "processes", "mains", "sides", "pairs"},
     "train": {"common", "core", "processes", "data", "pairs"},
     "sample": {"common", "core", "data", "pairs"},
@@ -45,8 +46,8 @@ EXCEPTIONS = {
 # Only these rooms may know these packages at all: the core knows tensors, the command line is quick. Evaluation knows
 # transformers and torch for what published protocols read off pictures (evaluate/extractors/).
 ONLY = {
-    "diffusers": {"mains", "sides", "pairs", "processes", "train", "build", "sample", "cli"},
-    "transformers": {"mains", "train", "build", "cli", "evaluate"},
+    "diffusers": {"networks", "mains", "sides", "pairs", "processes", "train", "build", "sample", "cli"},
+    "transformers": {"networks", "mains", "train", "build", "cli", "evaluate"},
     "accelerate": {"train", "build"},
     "typer": {"cli"},
     "pydantic": {"train"},

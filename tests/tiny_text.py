@@ -42,6 +42,19 @@ def t5(width: int = 16) -> tuple[Any, Any]:
     return tokenizer, T5EncoderModel(config)
 
 
+def umt5(width: int = 16) -> tuple[Any, Any]:
+    """UMT5's encoder (Wan's): as T5, with positions of its own in every layer."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer, _ = t5(width)
+    torch.manual_seed(25)
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=width, d_ff=width, d_kv=width // 2, num_layers=1, num_heads=2,
+        is_encoder_decoder=False, use_cache=False,
+    )  # fmt: skip
+    return tokenizer, UMT5EncoderModel(config)
+
+
 def gemma(width: int = 16) -> tuple[Any, Any]:
     """Gemma 2 (Sana's): pieces of one letter."""
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer

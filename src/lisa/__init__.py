@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lisa.build.training import train
     from lisa.common.errors import LisaError
     from lisa.core import AlignmentTerms, LearningMeter, LikelihoodAligner
+    from lisa.networks import SVDControlNet, SVDControlNetPipeline
     from lisa.sides.attach import attach
     from lisa.train.config import TrainConfig
     from lisa.train.pretrain.config import PretrainConfig
@@ -39,6 +40,8 @@ _WHERE = {
     "AlignmentTerms": "lisa.core:AlignmentTerms",
     "LearningMeter": "lisa.core:LearningMeter",
     "LisaError": "lisa.common.errors:LisaError",
+    "SVDControlNet": "lisa.networks:SVDControlNet",
+    "SVDControlNetPipeline": "lisa.networks:SVDControlNetPipeline",
     "TrainConfig": "lisa.train.config:TrainConfig",
     "PretrainConfig": "lisa.train.pretrain.config:PretrainConfig",
     "pretrain": "lisa.build.pretraining:pretrain",
@@ -62,6 +65,8 @@ __all__ = [
     "LikelihoodAligner",
     "LisaError",
     "PretrainConfig",
+    "SVDControlNet",
+    "SVDControlNetPipeline",
     "TrainConfig",
     "__version__",
     "analyse",

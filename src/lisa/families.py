@@ -15,6 +15,7 @@ from lisa.mains.pipeline_main import PipelineMain
 from lisa.pairs.base import PairSpec, PipelineCall
 from lisa.pairs.fit import check_same, misfit, refuse_depth, refuse_stacking
 from lisa.processes.ddpm import DDPM_PREDICTIONS, DDPMProcess
+from lisa.processes.edm import EDMProcess
 from lisa.processes.flow import RectifiedFlowProcess
 from lisa.sides.base import DiffusersSide, Layer, SideNetwork, SideOptions
 from lisa.sides.copying import common_configuration, copy_weights
@@ -25,6 +26,7 @@ __all__ = [
     "DCCodec",
     "DDPMProcess",
     "DiffusersSide",
+    "EDMProcess",
     "KLCodec",
     "Layer",
     "Layout",

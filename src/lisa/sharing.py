@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lisa.common.errors import LisaError
-from lisa.core.replacing import replaced
+from lisa.core.replacing import is_compiled, replaced
 
 _SEPARATE = "train with share_prior=false"
 
@@ -47,7 +47,7 @@ class SharedPrefix:
                 "the main network has trainable parameters, whose gradients the shared prior would cut",
                 f"Freeze it (requires_grad_(False)), or {_SEPARATE}",
             )
-        if _is_compiled(self.network):
+        if is_compiled(self.network):
             raise LisaError(
                 "the main network is compiled as a whole, and compiled code ignores capture and replay",
                 f"{_SEPARATE.capitalize()}, or compile only modules inside it (its blocks: compile_repeated_blocks())",
@@ -172,12 +172,3 @@ def _check_hooks(hooks: Mapping[str, Any]) -> None:
                 "back again before the backward pass needs them",
                 "Load it without, in bfloat16 where memory is short",
             )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """By ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(module.forward)``."""
-    return (
-        hasattr(module, "_orig_mod")
-        or module._compiled_call_impl is not None
-        or hasattr(module.forward, "_torchdynamo_orig_callable")
-    )

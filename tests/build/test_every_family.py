@@ -11,7 +11,7 @@ import lisa
 import runs
 import tiny
 from conformance import tiny_flux, tiny_hunyuan, tiny_qwen, tiny_sana, tiny_sd3, tiny_sdxl, tiny_zimage
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.common.runfolder import RunFolder
 from lisa.core.decoder import LikelihoodDecoder
 from lisa.pairs import pair_spec
@@ -28,11 +28,16 @@ FAMILIES = {
     "qwen-controlnet": (tiny_qwen.make_folder, {}),
     "zimage-controlnet": (tiny_zimage.make_folder, {"side__depth": 2, "align__layer": "block.1"}),
 }
-ELSEWHERE = {"sd-controlnet": "test_training.py", "sdxl-controlnet-union": "test_parts.py"}
+CLIPS = ("svd-controlnet", "wan-vace", "animatediff-controlnet")
+ELSEWHERE = {
+    "sd-controlnet": "test_training.py",
+    "sdxl-controlnet-union": "test_parts.py",
+    **dict.fromkeys(CLIPS, "test_video.py"),
+}
 
 
 def test_every_pair_is_trained_somewhere():
-    assert {row.pair for row in ROWS} == FAMILIES.keys() | ELSEWHERE.keys()
+    assert {row.pair for row in [*ROWS, *VIDEO_ROWS]} == FAMILIES.keys() | ELSEWHERE.keys()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -41,13 +41,13 @@ def test_a_low_rank_training_interrupted_equals_uninterrupted(sd_small, tmp_path
     """And what it gives away is the main network's copy plus something of that rank."""
     whole, stopped = tmp_path / "whole", tmp_path / "parts"
     sampled = []
-    sample = result.sample_pictures
+    sample = result.sample_requests
 
     def sampling(pipeline, *args):
         sampled.append(any(is_adapted(layer) for layer in pipeline.controlnet.modules()))
         return sample(pipeline, *args)
 
-    monkeypatch.setattr(result, "sample_pictures", sampling)
+    monkeypatch.setattr(result, "sample_requests", sampling)
     lisa.train(runs.settings(whole, sd_small, **LOW), quiet=True)
     with monkeypatch.context() as patch:
         runs.signal_at(patch, 3)

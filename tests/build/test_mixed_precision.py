@@ -161,7 +161,7 @@ def test_a_training_survives_them(sd_small, tmp_path, monkeypatch, capsys):
     def broken(*args):
         raise BrokenPictures("not finite")
 
-    monkeypatch.setattr("lisa.build.result.sample_pictures", broken)
+    monkeypatch.setattr("lisa.build.result.sample_requests", broken)
     summary = lisa.train(runs.settings(tmp_path / "run", sd_small, log__samples_every=1), quiet=True)
     assert summary["steps"] == 2 and summary["fidelity"] is None and summary["picture"] is None
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["picture"] is None

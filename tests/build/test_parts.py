@@ -15,7 +15,7 @@ from lisa.build.launch import session
 from lisa.common.errors import LisaError
 from lisa.data.images import save_png
 from lisa.data.sources import ScenesSource
-from lisa.sample.pictures import sample_pictures
+from lisa.sample.pictures import sample_requests
 from lisa.sides.union import ControlNetUnionSide
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
@@ -136,11 +136,11 @@ def test_the_kind_of_a_union_is_trained_and_sampled(tmp_path, monkeypatch):
 
     def sampled(pipeline, requests, settings, call):
         calls.append(call.more)
-        return sample_pictures(pipeline, requests, settings, call)
+        return sample_requests(pipeline, requests, settings, call)
 
     monkeypatch.setattr(ControlNetUnionSide, "forward", watched)
     for module in (generation, result):
-        monkeypatch.setattr(module, "sample_pictures", sampled)
+        monkeypatch.setattr(module, "sample_requests", sampled)
     lisa.train(raw, quiet=True)
     generation.generate(
         generation.GenerateOptions(run=tmp_path / "run", out=tmp_path / "made", count=1, steps=1, guidance=1.0)

@@ -99,7 +99,7 @@ def test_configuration(train):
     ("override", "expected"),
     [
         ("train.steps", "the override 'train.steps' has no '='. Write overrides as section.key=value"),
-        ("model.pair=sd-controlnot", "zimage-controlnet, did you mean 'sd-controlnet'?"),
+        ("model.pair=sd-controlnot", "animatediff-controlnet, did you mean 'sd-controlnet'?"),
         ("model.path=/nowhere/model", "there is no folder '/nowhere/model'. Check model.path"),
         ("data.source=/nowhere/data", "there is no folder '/nowhere/data'"),
         (

@@ -21,6 +21,11 @@ def test_json_has_what_scripts_rely_on():
     shared = {pair["name"]: pair["shared"] for pair in pairs}
     assert all((text != "") == pair_spec(name).shares_prefix for name, text in shared.items())
     assert shared["sd-t2i-adapter"] == ""
+    makes = {pair["name"]: pair["makes"] for pair in pairs}
+    assert {name for name, what in makes.items() if what == "pictures"} == {
+        name for name in pair_names() if not pair_spec(name).call.clips
+    }
+    assert (makes["wan-vace"], makes["svd-controlnet"]) == ("clips", "clips that go on from a picture")
     sd = next(pair for pair in pairs if pair["name"] == "sd-controlnet")
     shapes = [(layer["channels"], layer["stride"]) for layer in sd["layers"]]
     assert shapes == [(320, 1)] * 3 + [(320, 2), (640, 2), (640, 2), (640, 4)] + [(1280, 4)] * 2 + [(1280, 8)] * 4
@@ -28,7 +33,12 @@ def test_json_has_what_scripts_rely_on():
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [([], "down.0-11, mid"), (["sd-controlnet"], "down.5  (default)"), (["sd-t2i-adapter"], "shared        nothing")],
+    [
+        ([], "down.0-11, mid"),
+        (["sd-controlnet"], "down.5  (default)"),
+        (["sd-t2i-adapter"], "shared        nothing"),
+        (["wan-vace"], "makes         clips"),
+    ],
 )
 def test_table_fits_a_terminal(arguments, shown):
     result = CliRunner().invoke(app, ["models", *arguments], env={"COLUMNS": "80"})

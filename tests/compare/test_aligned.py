@@ -68,6 +68,7 @@ def test_runs_of_several_machines_are_one_comparison(tmp_path):
         ("log.fidelity_every", 100, False),
         ("sample.steps", 4, False),
         ("model.path", "other", False),
+        ("model.log_sigma", [0.0, 1.0], False),
         ("data.cache_dir", "elsewhere", True),
         ("train.learning_rate", 1e-4, True),
         ("side.depth", 3, True),

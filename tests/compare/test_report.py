@@ -234,3 +234,38 @@ def test_nothing_is_written_for_runs_that_cannot_be_compared(tmp_path):
     with pytest.raises(LisaError, match=r"data\.condition"):
         write_report([tmp_path], tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_clips_move_in_the_report(tmp_path):
+    import numpy as np
+
+    from lisa.sample.clips import animation, contact_sheet, save_animation
+
+    rows_ = three_arms(tmp_path, seeds=[0])
+    for shade, arm in enumerate(("plain", "lisa", "shuffled")):
+        samples = rows_ / arm / "seed-0" / "samples"
+        values = (0, 50, 100 + shade, 250)
+        columns = {
+            title: [np.full((3, 16, 16, 3), value, np.uint8) for _ in range(2)]
+            for title, value in zip(TITLES, values, strict=True)
+        }
+        for clips in columns.values():
+            clips[0][1, :8] = 255  # frames differ
+        save_png(contact_sheet(columns), samples / "step-000200.png")
+        save_animation(animation(columns), samples / "step-000200.webp", 4.0)
+        event = {"step": 200, "kind": "samples", "path": "step-000200.png", "grid": grid_layout(TITLES)}
+        with (rows_ / arm / "seed-0" / "events.jsonl").open("a") as file:
+            file.write(json.dumps({**event, "animation": "step-000200.webp"}) + "\n")
+    write_report([tmp_path], tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    uris = re.findall(r'<img src="data:image/webp;base64,([^"]+)" alt="([^,]+), step 200', page)
+    assert [title for _, title in uris] == ["condition", "without control", "plain", "lisa", "shuffled", "ground truth"]
+    for (uri, _), value in zip(uris, (0, 50, 100, 101, 102, 250), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(uri))) as moving:
+            assert moving.n_frames == 3 and moving.size == (32, 2 * 40 - 8)
+            shown = []
+            for number in range(3):
+                moving.seek(number)
+                assert np.asarray(moving.convert("RGB"))[31, 31, 0] == value and moving.info["duration"] == 250
+                shown.append(np.asarray(moving.convert("RGB"))[0, 0, 0])
+            assert shown == [value, 255, value]

@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from conformance.own_space import process_time
+from conformance.row import over_time
 from lisa.core.packing import unpack
 from lisa.pairs import Inputs, Pair
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips, sample_pictures
 
 PROMPT = "a cat"
 #: Arguments that say nothing about what is computed, or say what leaving them out says.
@@ -35,26 +38,29 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
     pipeline, main, call = pair.pipeline(), pair.main, pair.call
     _narrow_posterior(main.component("vae"))
     fast_scheduler(pipeline)
-    pixels = [side * main.latent_factor for side in size]
+    pixels = [*over_time(main), *[side * main.latent_factor for side in size]]
+    sample_with = sample_clips if main.video else sample_pictures
     condition = torch.randint(0, 256, (*pixels, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    request = Request("0", PROMPT, condition.numpy(), seed=1)
+    frame = condition[0].numpy() if main.context_reads == "frame" else None
+    request = Request("0", PROMPT, condition.numpy(), seed=1, frame=frame)
     networks = [getattr(pipeline, call.network), main.network]
+    after = int(main.process.prediction == "edm")  # steps: at its last one there is next to no noise, nor scaling
     with recorded(networks) as theirs, _scheduler_steps(pipeline) as steps:
         # An embedded guidance is no classifier-free one: it is the same in training and in sampling here.
-        settings = SamplerSettings(steps=2, guidance=getattr(main, "guidance", 1.0))
-        list(sample_pictures(pipeline, [request], settings, call))
+        settings = SamplerSettings(steps=2 + after, guidance=getattr(main, "guidance", 1.0))
+        list(sample_with(pipeline, [request], settings, call))
     output, t, sample = steps[1]
-    t = torch.as_tensor(t).reshape(1)
-    t = t.float() / 1000 if main.process.prediction == "flow" else t.long()
-    read = pair.read_condition(condition.permute(2, 0, 1)[None] / 255)
-    inputs = Inputs(_as_map(sample, size), t, main.encode_text([PROMPT]), read)
+    read = pair.read_condition(condition.movedim(-1, 0)[None] / 255)
+    t = process_time(main, torch.as_tensor(t).reshape(1))
+    inputs = Inputs(_as_map(sample, main, size), t, _context(main, request), read)
     with torch.no_grad(), recorded([pair.side.module, main.network]) as ours:
         prediction = pair.control(inputs)
-    for mine, their, left_out in zip(ours, theirs, (in_another_form, ()), strict=True):
-        assert mine[-1].keys() == their[-1].keys()
+    # What is both networks in one is called as neither of them is.
+    for mine, their, left_out in [] if call.joins else zip(ours, theirs, (in_another_form, ()), strict=True):
+        assert mine[-1].keys() == their[-1 - after].keys()
         for name in mine[-1].keys() - left_out:
-            _same(mine[-1][name], their[-1][name], name)
-    torch.testing.assert_close(prediction, _as_map(output, size), atol=5e-4, rtol=1e-3)
+            _same(mine[-1][name], their[-1 - after][name], name)
+    torch.testing.assert_close(prediction, _as_map(output, main, size), atol=5e-4, rtol=1e-3)
     return prediction
 
 
@@ -114,8 +120,22 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, dict) and all(each is None for each in value.values()) else value
 
 
-def _as_map(latent: Tensor, size: tuple[int, int], in_another_form: Sequence[str] = ()) -> Tensor:
-    """Some pipelines keep latents as packed tokens, some with frames."""
+def _context(main: Any, request: Request) -> Any:
+    """Of the prompt; or of the frame, with the noise on it that the pipeline draws."""
+    if main.context_reads == "caption":
+        return main.encode_text([request.prompt])
+    frame = torch.from_numpy(request.frame).movedim(-1, 0)[None] / 127.5 - 1
+    noise = torch.randn(frame.shape, generator=torch.Generator().manual_seed(request.seed))
+    with mock.patch("lisa.mains.svd._noise", lambda frames, keys: noise):
+        return main.encode_frame(frame, torch.tensor([request.rate]), torch.tensor([request.motion]), [request.key])
+
+
+def _as_map(latent: Tensor, main: Any, size: tuple[int, int]) -> Tensor:
+    """Some pipelines keep latents as packed tokens, or those of pictures with a frame, or frames before channels."""
+    if latent.ndim == 5 and latent.shape[1] != main.latent_channels:
+        return latent.transpose(1, 2)
+    if latent.ndim == 5 and latent.shape[2] > 1:
+        return latent
     return unpack(latent, size) if latent.ndim == 3 else latent.reshape(*latent.shape[:2], *size)
 
 

@@ -19,6 +19,8 @@ from lisa.pairs import Inputs, Pair, PairSpec, Prediction, pair_spec
 from lisa.sides.base import SideOptions
 
 CAPTIONS = ["a cat", "dogs"]
+#: Frames of the clips that video networks are given: more than one latent frame of every family.
+FRAMES = 5
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,29 @@ def randomise_zero_modules(side: Any, scale: float = 0.2, seed: int = 3) -> None
 
 
 def make_inputs(pair: Pair, size: tuple[int, int], seed: int = 0) -> tuple[Inputs, Tensor]:
-    """Random noisy latents, condition and target; captions as the family encodes them."""
+    """Random noisy latents, condition and target; context as the family encodes it. Clips for video networks."""
     generator = torch.Generator().manual_seed(seed)
     main = pair.main
-    shape = (len(CAPTIONS), main.latent_channels, *size)
-    pixels = torch.rand(len(CAPTIONS), 3, *[side * main.latent_factor for side in size], generator=generator)
+    shape = (len(CAPTIONS), main.latent_channels, *over_time(main, main.latent_frames), *size)
+    sides = [side * main.latent_factor for side in size]
+    pixels = torch.rand(len(CAPTIONS), 3, *over_time(main), *sides, generator=generator)
     t = main.process.sample_timesteps(torch.rand(len(CAPTIONS), generator=generator).clamp(0.05, 0.95))
     x_t = torch.randn(shape, generator=generator)
-    inputs = Inputs(x_t, t, main.encode_text(CAPTIONS), pair.read_condition(pixels))
+    inputs = Inputs(x_t, t, encode_context(main, sides, generator), pair.read_condition(pixels))
     return inputs, torch.randn(shape, generator=generator)
+
+
+def over_time(main: Any, count: Callable[[int], int] = lambda frames: frames) -> tuple[int, ...]:
+    """What clips have in their shape before height and width, and pictures have not."""
+    return (count(FRAMES),) if main.video else ()
+
+
+def encode_context(main: Any, sides: list[int], generator: torch.Generator) -> Any:
+    """Of captions, or of first frames."""
+    if main.context_reads == "caption":
+        return main.encode_text(CAPTIONS)
+    frames = torch.rand(len(CAPTIONS), 3, *sides, generator=generator) * 2 - 1
+    return main.encode_frame(frames, torch.tensor([7.0, 12.0]), torch.tensor([127.0, 60.0]), CAPTIONS)
 
 
 def gradients(

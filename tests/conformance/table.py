@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conformance import (
+    tiny_animatediff,
     tiny_flux,
     tiny_hunyuan,
     tiny_qwen,
@@ -10,11 +11,14 @@ from conformance import (
     tiny_sd,
     tiny_sd3,
     tiny_sdxl,
+    tiny_svd,
     tiny_t2i,
+    tiny_wan,
     tiny_zimage,
 )
 from conformance.row import Row
 
+#: of pictures
 ROWS: list[Row] = [
     *tiny_sd.ROWS,
     *tiny_sdxl.ROWS,
@@ -26,3 +30,6 @@ ROWS: list[Row] = [
     *tiny_qwen.ROWS,
     *tiny_zimage.ROWS,
 ]
+
+#: of clips
+VIDEO_ROWS: list[Row] = [*tiny_wan.ROWS, *tiny_animatediff.ROWS, *tiny_svd.ROWS]

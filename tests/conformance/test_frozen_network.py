@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from conformance import row as rows
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_spec
 
 CPU = torch.device("cpu")
 # One row of every pair.
-FAMILIES = list({row.pair: row for row in ROWS}.values())
+FAMILIES = list({row.pair: row for row in [*ROWS, *VIDEO_ROWS]}.values())
 # Transformers that diffusers can cache; both have the same mixin.
 CACHING = [row for row in FAMILIES if row.pair in ("flux-controlnet", "qwen-controlnet")]
 SHARING = [row for row in FAMILIES if pair_spec(row.pair).shares_prefix]
@@ -110,7 +110,9 @@ def test_weights_that_are_cast_between_layers_are_refused(row, tmp_path):
         pair.predict(inputs)
 
 
-@pytest.mark.parametrize("row", [row for row in SHARING if pair_spec(row.pair).main_kind.startswith("UNet")], ids=str)
+@pytest.mark.parametrize(
+    "row", [row for row in SHARING if pair_spec(row.pair).main_kind == "UNet2DConditionModel"], ids=str
+)
 def test_freeu_is_refused(row, tmp_path):
     pair = rows.make_pair(row, tmp_path)
     inputs, _ = rows.make_inputs(pair, row.sizes[0])

@@ -91,17 +91,24 @@ def test_min_snr_is_the_published_weight() -> None:
     torch.testing.assert_close(make("flow"), snr.clamp(max=5) * time**2)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow", "edm"])
 def test_min_snr_is_the_same_x_0_weight_whatever_is_predicted(prediction) -> None:
     """A given error of x_0 must cost min(snr, 5) times its square in every parametrisation."""
     alpha, sigma = (torch.tensor(x, dtype=torch.float64) for x in ([0.6, 0.98, 0.1], [0.8, 0.19, 0.99]))
     if prediction == "flow":
         sigma = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
         alpha = 1 - sigma
+    elif prediction == "edm":
+        sigma, alpha = torch.tensor([0.1, 0.9, 30.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     else:
         alpha = (1 - sigma**2).sqrt()
     snr = (alpha / sigma) ** 2
-    error_per_x0 = {"epsilon": alpha / sigma, "v_prediction": 1 / sigma, "flow": 1 / sigma}[prediction]
+    error_per_x0 = {
+        "epsilon": alpha / sigma,
+        "v_prediction": 1 / sigma,
+        "flow": 1 / sigma,
+        "edm": (1 + sigma**2).sqrt() / sigma,
+    }[prediction]
     weights = make_weighting("min-snr", snr=lambda t: snr, prediction=prediction)(snr[:, None], torch.zeros(3), True)
     torch.testing.assert_close(weights * error_per_x0**2, snr.clamp(max=5))
 

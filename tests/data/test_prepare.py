@@ -175,3 +175,23 @@ def test_bad_folders_are_named_before_anything_is_written(photographs):
     with pytest.raises(LisaError, match="holds no images"):
         prepare(photographs, "canny")
     assert [p.name for p in photographs.parent.iterdir()] == ["photos"]
+
+
+def test_photographs_in_a_folder_called_clips_are_photographs(tmp_path):
+    for name in ("clips/2020/a", "holidays/b"):
+        save(picture(), tmp_path / "photos" / f"{name}.png")
+    out = prepare(tmp_path / "photos", "gray").out
+    assert paired_folder(out, default_caption="").keys == ["clips/2020/a", "holidays/b"]
+
+
+@pytest.mark.parametrize("video", ["a.mp4", "clips/a.mp4"])
+def test_pictures_beside_videos_are_an_error_and_not_prepared_alone(tmp_path, video):
+    save(picture(), tmp_path / "vids" / "thumbs" / "a.png")
+    (tmp_path / "vids" / video).parent.mkdir(exist_ok=True)
+    (tmp_path / "vids" / video).write_bytes(b"")
+    message = r"holds both pictures \(such as 'a.png'\) and videos \(such as 'a.mp4'\).*folders of their own"
+    with pytest.raises(LisaError, match=message):
+        prepare(tmp_path / "vids", "gray")
+    assert [path.name for path in tmp_path.iterdir()] == ["vids"]
+    (tmp_path / "vids" / "thumbs").rename(tmp_path / "vids" / "images")
+    assert prepare(tmp_path / "vids", "gray").samples == 1

@@ -141,3 +141,37 @@ def test_stacked_conditions_move_with_the_image_and_keep_their_own_kind():
         assert both.shape == (32, 32, 6) and np.array_equal(both[..., 3:], moved)
         assert np.array_equal(both[..., :3], transform(image, labels, 3, step)[1])
         assert {tuple(colour) for colour in both[..., :3].reshape(-1, 3)} <= {(0, 0, 0), (10, 200, 30), (90, 0, 0)}
+
+
+def test_all_frames_of_a_clip_and_of_its_condition_get_one_crop_and_flip():
+    """Pixel by pixel: each frame is what it would be alone; and a label map among the frames' colours stays one."""
+    rng = np.random.default_rng(1)
+    clip = rng.integers(0, 255, (5, 40, 60, 3), dtype=np.uint8)
+    labels = np.zeros_like(clip)
+    labels[0, :, 32:] = (9, 200, 30)
+    labels[1:, 22:, :32] = (90, 0, 7)  # two colours in every frame, three in the clip
+    transform = PairedTransform((32, 32), crop="random", flip=True, seed=4)
+    seen = set()
+    for step in range(6):
+        seen.add(transform.flips(3, step))
+        image, stacked = transform(clip, np.concatenate([labels, clip], -1), 3, step)
+        assert image.shape == (5, 32, 32, 3) and stacked.shape == (5, 32, 32, 6)
+        assert np.array_equal(image, stacked[..., 3:])
+        for number in range(5):
+            assert np.array_equal(image[number], transform(clip[number], None, 3, step)[0])
+        assert {tuple(c) for c in stacked[..., :3].reshape(-1, 3)} <= {(0, 0, 0), (9, 200, 30), (90, 0, 7)}
+    assert seen == {True, False}
+    with pytest.raises(LisaError, match="image is 5 frames of 60x40 pixels, its condition 4 frames of 60x40 pixels"):
+        transform(clip, clip[:4], 0)
+
+
+def test_windows_are_the_middle_or_spread_evenly_over_the_visits():
+    assert [PairedTransform((8, 8)).start(1, step, 9) for step in range(3)] == [4, 4, 4]
+    transform = PairedTransform((8, 8), seed=3, windows=True)
+    starts = [transform.start(5, step, 9) for step in range(40)]
+    counts = np.bincount(starts, minlength=10)
+    assert len(counts) == 10 and counts.min() >= 3 and counts.max() <= 5, "four each, but for one"
+    assert starts == [transform.start(5, step, 9) for step in range(40)]
+    assert starts[:5] != [transform.start(6, step, 9) for step in range(5)], "keyed by the sample"
+    assert starts[:5] != [PairedTransform((8, 8), seed=4, windows=True).start(5, step, 9) for step in range(5)]
+    assert {transform.start(5, step, 0) for step in range(9)} == {0}

@@ -14,17 +14,20 @@ import yaml
 from PIL import Image
 
 from conformance import row as rows
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.build.card import write_run_card
 from lisa.build.export import ExportOptions, export
 from lisa.build.generation import read_run
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
-from lisa.export.card import loading_code
+from lisa.export.usage import loading_code
 from lisa.pairs import pair_names
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
+
+#: As the Hub calls them: by whether clips are made, and of what.
+TASKS = {(False, "prompt"): "text-to-image", (True, "prompt"): "text-to-video", (True, "frame"): "image-to-video"}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,23 @@ def test_pictures_are_there(card, finished_run):
     assert all((panel < 160).mean() > 0.003 for panel in panels)  # none of them is empty
 
 
+@pytest.mark.parametrize(
+    ("data", "rows", "told"),
+    [
+        ({"source": "moving-scenes", "frames": 6}, ["frames | 6", "frames per second | 8.0"], ", fps=8)"),
+        ({"source": "x", "frames": 6, "frame_rate": 12.5}, ["frames per second | 12.5"], ", fps=12.5)"),
+        ({"source": "x", "frames": 6}, ["frames | 6"], "width=frames[0].width)"),
+    ],
+)
+def test_what_is_set_for_clips_is_told(data, rows, told, tmp_path):
+    model = {"path": "svd", "pair": "svd-controlnet", "log_sigma": [0.5, 1.25]}
+    config = check_settings(TrainConfig, {"model": model, "data": data, "out": tmp_path / "run"})
+    write_run_card(tmp_path, RunFolder(config.out), config, 3, {})
+    text = (tmp_path / "README.md").read_text()
+    assert all(f"| {row} |" in text for row in [*rows, "log sigma (mean, deviation) | 0.5, 1.25"])
+    assert f"{told}.frames[0]" in text and ("per second" in text) == ("fps" in told)
+
+
 def test_text_is_readable_in_a_terminal(card):
     assert max(map(len, re.sub(r"```.*?```", "", card, flags=re.S).splitlines())) <= 100
 
@@ -137,38 +157,42 @@ def test_export_writes_it_anew(card, finished_run, tmp_path):
 
 
 @pytest.mark.parametrize("pair", pair_names())
-def test_the_cards_own_lines_give_our_picture(pair, tmp_path):
+def test_the_cards_own_lines_give_our_picture_or_clip(pair, tmp_path):
     """Saved as a run saves it; the card's lines run as they stand, but for the places to fill in. Bit for bit."""
-    row = next(row for row in ROWS if row.pair == pair)
+    row = next(row for row in (*ROWS, *VIDEO_ROWS) if row.pair == pair)
     made = rows.make_pair(row, tmp_path)
     made.side.module.eval()
-    model, side = rows.model_folder(row, tmp_path), tmp_path / "side"
+    model, side, call = rows.model_folder(row, tmp_path), tmp_path / "side", made.call
     config = check_settings(TrainConfig, {"model": {"path": str(model), "pair": pair}, "out": tmp_path / "run"})
     Results(config, RunFolder(config.out), None, made, None).save_side(side, 3)
     text = (side / "README.md").read_text()
-    assert str(tmp_path) not in text
+    assert str(tmp_path) not in text and front_matter(text)["pipeline_tag"] == TASKS[call.clips, call.begins]
     code = re.search(r"```python\n(.*?)```", text, flags=re.S).group(1)
     for place, there in {"path/to/side_network": side, f"path/to/{model.name}": model}.items():
         assert place in code
         code = code.replace(place, str(there))
-    loading, calling = code.split("# condition")
+    loading, calling = code.split("# frames" if call.clips else "# condition")
     scope: dict = {}
     exec(loading, scope)
     ours, stock = made.pipeline(), scope["pipe"]
     rows.to_own_memory(stock)
     assert type(ours) is type(stock)
-    size = [8 * made.main.latent_factor] * 2
-    condition = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    height, width = 8 * made.main.latent_factor, (10 if call.clips else 8) * made.main.latent_factor
+    frames = np.random.default_rng(0).integers(0, 256, (rows.FRAMES, height, width, 3), dtype=np.uint8)
+    first = frames[0] if call.begins == "frame" else None
     pictures = []
     for pipeline in (ours, stock):
         fast_scheduler(pipeline)
-        request, settings = Request("0", "a prompt", condition, seed=1), SamplerSettings(steps=2, guidance=2.0)
-        pictures.append(next(sample_pictures(pipeline, [request], settings, made.call))[1])
+        request = Request("0", "a prompt", frames if call.clips else frames[0], seed=1, frame=first)
+        pictures.append(next(sample_requests(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), call))[1])
     assert (pictures[0] == pictures[1]).all()
-    scope["pipe"] = partial(stock, num_inference_steps=1, height=size[0], width=size[1])
-    scope["condition"] = Image.fromarray(condition)
-    exec("# condition" + calling, scope)
-    assert scope["picture"].size == tuple(size)
+    sizes = {} if call.clips else {"height": height, "width": width}
+    scope["pipe"] = partial(stock, num_inference_steps=1, output_type="pil", **sizes)
+    scope["frames"] = [*map(Image.fromarray, frames)]
+    scope["image"] = scope["condition"] = scope["frames"][0]
+    exec("#" + calling, scope)
+    made = scope["clip"] if call.clips else [scope["picture"]]
+    assert [each.size for each in made] == [(width, height)] * (rows.FRAMES if call.clips else 1)
 
 
 def test_three_lines_load_it(finished_run):

@@ -15,7 +15,7 @@ from original_t2i import FullAdapter, LightAdapter
 
 import tiny
 from conformance import row as rows
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.build.export import ExportOptions, export, formats_of
 from lisa.common.errors import LisaError
 from lisa.export.single_file import DTYPES
@@ -24,7 +24,7 @@ from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sampl
 from lisa.sides.original import original_controlnet_names
 
 # One row per pair, and those whose side network is built in another way.
-CHOSEN = {row.pair: row for row in reversed(ROWS)}
+CHOSEN = {row.pair: row for row in reversed([*ROWS, *VIDEO_ROWS])}
 BUILT = [*CHOSEN.values(), *[row for row in ROWS if (row.label or row.init) and row is not CHOSEN[row.pair]]]
 ORIGINAL = [row for row in ROWS if row.pair in ("sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter")]
 ORIGINAL += [CHOSEN["sdxl-t2i-adapter"]]
@@ -225,12 +225,14 @@ def test_files_of_another_kind_are_refused(root, tmp_path):
 
 def test_which_pairs_have_which_formats():
     original = {name for name in pair_names() if "original" in formats_of(pair_spec(name))}
-    assert original == {"sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter", "sdxl-t2i-adapter"}
+    controlnets = {"sd-controlnet", "sdxl-controlnet", "animatediff-controlnet"}
+    assert original == controlnets | {"sd-t2i-adapter", "sdxl-t2i-adapter"}
 
 
 # What ComfyUI's loaders look for (comfy/controlnet.py, comfy_extras/nodes_model_patch.py), as docs/export.md lists it.
 COMFYUI = {
     "sd-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
+    "animatediff-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
     "sdxl-controlnet": ["controlnet_cond_embedding.conv_in.weight"],
     "sdxl-controlnet-union": ["controlnet_cond_embedding.conv_in.weight", "control_add_embedding.linear_1.bias"],
     "sd-t2i-adapter": ["adapter.body.0.resnets.0.block1.weight"],
@@ -239,6 +241,7 @@ COMFYUI = {
     "flux-controlnet": ["controlnet_blocks.0.weight", "controlnet_x_embedder.weight"],
     "qwen-controlnet": ["controlnet_blocks.0.weight", "transformer_blocks.0.img_mlp.net.0.proj.weight"],
     "zimage-controlnet": ["control_all_x_embedder.2-1.weight"],
+    "svd-controlnet": ["controlnet_cond_embedding.conv_in.weight"],  # by which it is taken for another kind
 }
 
 

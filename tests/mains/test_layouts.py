@@ -17,7 +17,7 @@ from torch import nn
 import tiny
 from conformance import row as rows
 from conformance.row import Row
-from conformance.table import ROWS
+from conformance.table import ROWS, VIDEO_ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_spec
 from lisa.sides.base import SideOptions
@@ -30,8 +30,8 @@ def layout(row: Row):
     return make.func, *sorted((name, value) for name, value in make.keywords.items() if name != "prediction")
 
 
-MAINS = list({layout(row): row for row in reversed(ROWS)}.values())
-SIDES = list({(row.pair, row.init, layout(row)): row for row in reversed(ROWS)}.values())
+MAINS = list({layout(row): row for row in reversed([*ROWS, *VIDEO_ROWS])}.values())
+SIDES = list({(row.pair, row.init, layout(row)): row for row in reversed([*ROWS, *VIDEO_ROWS])}.values())
 # (variant, type it is stored in, largest shard): large models come sharded, with and without a variant.
 LAYOUTS = [
     (None, torch.float32, "20KB"),

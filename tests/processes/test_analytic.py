@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa.core import FeatureTap, LikelihoodAligner, make_weighting
-from lisa.processes import DDPMProcess, ForwardProcess, RectifiedFlowProcess
+from lisa.processes import DDPMProcess, EDMProcess, ForwardProcess, RectifiedFlowProcess
 
 X, C = 3, 2  # dimensions of x_0 and of the condition
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -23,10 +23,10 @@ PROCESSES = {
     "v": DDPMProcess({**SD, "prediction_type": "v_prediction"}),
     "v zero SNR": DDPMProcess({**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     "flow": RectifiedFlowProcess(),
+    "edm": EDMProcess(),
 }
-CASES = [
-    (name, t) for name in PROCESSES for t in ([0.02, 0.3, 0.7, 0.98, 1.0] if name == "flow" else [0, 20, 300, 700, 999])
-]
+CONTINUOUS = {"flow": [0.02, 0.3, 0.7, 0.98, 1.0], "edm": [0.02, 0.3, 0.7, 5.0, 80.0]}
+CASES = [(name, t) for name in PROCESSES for t in CONTINUOUS.get(name, [0, 20, 300, 700, 999])]
 
 
 @dataclass
@@ -132,7 +132,7 @@ class LinearDecoder(nn.Module):
 
 
 @pytest.mark.parametrize("weighting", ["plain", "normalised"])
-@pytest.mark.parametrize(("name", "t"), [(n, t) for n, t in CASES if t in (0.3, 0.7, 1.0, 20, 300, 999)])
+@pytest.mark.parametrize(("name", "t"), [(n, t) for n, t in CASES if t in (0.3, 0.7, 1.0, 5.0, 20, 300, 999)])
 def test_a_linear_decoder_trained_by_our_loss_becomes_the_score(name, t, weighting) -> None:
     """Trained on single noisy targets, never shown a score: the least squares solution is its conditional mean."""
     process, world, time = PROCESSES[name], World.make(), torch.tensor([t])

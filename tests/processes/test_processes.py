@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from lisa.common.errors import LisaError
-from lisa.processes import DDPMProcess, ForwardProcess, RectifiedFlowProcess
+from lisa.processes import DDPMProcess, EDMProcess, ForwardProcess, RectifiedFlowProcess
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 PROCESSES = {
@@ -14,7 +14,9 @@ PROCESSES = {
     "v": DDPMProcess({**SD, "prediction_type": "v_prediction"}),
     "v zero SNR": DDPMProcess({**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     "flow": RectifiedFlowProcess(),
+    "edm": EDMProcess(),
 }
+CONTINUOUS = {"flow": [0.01, 0.3, 0.7, 1.0], "edm": [0.002, 0.5, 3.0, 700.0]}
 
 
 def tensors(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +25,7 @@ def tensors(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def times(process: ForwardProcess) -> torch.Tensor:
-    return torch.tensor([0.01, 0.3, 0.7, 1.0]) if process.prediction == "flow" else torch.tensor([0, 10, 500, 999])
+    return torch.tensor(CONTINUOUS.get(process.prediction, [0, 10, 500, 999]))
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -36,12 +38,18 @@ def test_every_process_is_one_and_its_parts_agree(name) -> None:
     x_t, target = process.x_t(x0, noise, t), process.target(x0, noise, t)
     assert x_t.dtype == target.dtype == torch.float32
     torch.testing.assert_close(x_t, alpha * x0 + sigma * noise)
-    expected = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x0, "flow": noise - x0}[process.prediction]
+    expected = {
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * x0,
+        "flow": noise - x0,
+        "edm": (noise - sigma * x0) / (sigma**2 + 1).sqrt(),
+    }[process.prediction]
     torch.testing.assert_close(target, expected)
+    assert torch.equal(process.model_input(x_t, t), x_t) == (process.prediction != "edm")
     estimate = process.denoised(x_t, target, t)
-    torch.testing.assert_close(estimate, x0, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(estimate, x0, atol=3e-4, rtol=1e-4)
     torch.testing.assert_close(process.snr(t).float(), (alpha / sigma).square().flatten(), rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(process.snr_of_decoder_time(process.decoder_time(t)), process.snr(t))
+    torch.testing.assert_close(process.snr_of_decoder_time(process.decoder_time(t)), process.snr(t), rtol=2e-4, atol=0)
     assert 0 <= process.decoder_time(t).min() < process.decoder_time(t).max() <= 1000
     assert process.decoder_time(t).is_floating_point()
 
@@ -143,6 +151,60 @@ def test_timesteps_of_flow_follow_their_density() -> None:
     t = shifted.sample_timesteps(u)
     torch.testing.assert_close(shifted.model_time(t), 1000 * t)
     assert torch.equal(RectifiedFlowProcess(model_time_scale=1.0).model_time(t), t)
+
+
+def test_sigmas_of_edm_are_log_normal_with_the_defaults_of_svd() -> None:
+    u = (torch.arange(20_000) + 0.5) / 20_000
+    for process, mean, std in ((EDMProcess(), 0.7, 1.6), (EDMProcess(-1.2, 0.5), -1.2, 0.5)):
+        logs = process.sample_timesteps(u).double().log()
+        assert logs.mean().item() == pytest.approx(mean, abs=1e-3)
+        assert logs.std().item() == pytest.approx(std, abs=2e-3)
+    extreme = EDMProcess().sample_timesteps(torch.tensor([2.0**-24, 1 - 2.0**-24]))
+    assert 0 < extreme[0] < extreme[1] < 1e5
+
+
+def test_edm_is_preconditioned_as_svds_scheduler_does_it() -> None:
+    """Its sigmas, the time and the input it gives the network, and the x_0 that it reads off the output."""
+    scheduler = EulerDiscreteScheduler(
+        **SD,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    )
+    scheduler.set_timesteps(7)
+    process, (x0, noise) = EDMProcess(), tensors(1)
+    decoder_times = []
+    for sigma, time in zip(scheduler.sigmas, scheduler.timesteps, strict=False):
+        t = sigma[None]
+        torch.testing.assert_close(process.model_time(t), time[None])
+        x_t = process.x_t(x0, noise, t)
+        torch.testing.assert_close(process.model_input(x_t, t), scheduler.scale_model_input(x_t, time))
+        output = torch.randn_like(x0)
+        theirs = scheduler.step(output, time, x_t).pred_original_sample
+        torch.testing.assert_close(process.denoised(x_t, output, t), theirs, rtol=1e-5, atol=1e-5)
+        decoder_times.append(process.decoder_time(t).item())
+    assert decoder_times == sorted(decoder_times, reverse=True) and 998 < decoder_times[0] <= 1000
+    assert 0 <= decoder_times[-1] < 3
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+def test_the_loss_of_edm_on_f_with_weight_one_is_that_of_the_paper_on_x_0(sigma) -> None:
+    """arXiv 2206.00364, table 1 with sigma_data = 1: w = (1 + sigma^2) / sigma^2."""
+    process, t = EDMProcess(), torch.tensor([sigma], dtype=torch.float64)
+    x0, noise = (each[:1].double() for each in tensors(1))
+    output = torch.randn(x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x_t = process.x_t(x0, noise, t)
+    ours = (output - process.target(x0, noise, t)).square().mean()
+    theirs = (1 + sigma**2) / sigma**2 * (process.denoised(x_t, output, t) - x0).square().mean()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"log_mean": math.inf}, {"log_std": 0.0}, {"log_std": math.nan}])
+def test_impossible_edms_are_errors(options) -> None:
+    with pytest.raises(LisaError, match=next(iter(options))):
+        EDMProcess(**options)
 
 
 @pytest.mark.parametrize(

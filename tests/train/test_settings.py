@@ -47,7 +47,7 @@ def test_every_problem_is_in_one_message():
     for expected in (
         "train.stpes: no such setting, did you mean 'steps'?",
         "steps: no such setting, did you mean 'train.steps' or 'sample.steps'?",
-        "zimage-controlnet, did you mean 'sd-controlnet'? (got 'sd-controlnt')",
+        "animatediff-controlnet, did you mean 'sd-controlnet'? (got 'sd-controlnt')",
         "data.size: Input should be a valid integer",
         "data.cache.0: Input should be 'latents', 'text' or 'conditions' (got 'latnts')",
         "align.weight: Input should be greater than or equal to 0 (got -1)",

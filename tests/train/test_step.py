@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -119,3 +121,35 @@ def test_the_shuffled_arm_aligns_with_the_residual_of_another_sample(sd_small):
     assert torch.equal(asked["shuffled"].residual[1:], asked["own"].residual[:-1])
     assert torch.equal(asked["shuffled"].residual[0], asked["own"].residual[-1])
     assert not torch.equal(asked["shuffled"].residual, asked["own"].residual)
+
+
+def test_clips_have_noise_of_their_own_shape_and_one_noise_level_each(sd_small):
+    step = make(sd_small)
+    frames = torch.stack([MOMENTS, 2 * MOMENTS, 3 * MOMENTS], dim=2)
+    inputs, noise = step.inputs(replace(batch(), moments=frames), 0)
+    assert inputs.x_t.shape == noise.shape == (3, 4, 3, 8, 8) and inputs.t.shape == (3,)
+    alpha, sigma = (each.reshape(-1, 1, 1, 1, 1) for each in step.pair.main.process.alpha_sigma(inputs.t))
+    posterior = step.draws.noise(0, [4, 9, 11], (4, 3, 8, 8), "posterior")
+    latents = frames[:, :4] + frames[:, 4:] * posterior
+    assert torch.allclose(inputs.x_t, (alpha * latents + sigma * noise).float(), atol=1e-4)
+    assert not torch.equal(noise[:, :, 0], noise[:, :, 1])
+
+
+def test_what_has_no_dropped_form_is_left_alone():
+    context = {"image": torch.ones(2, 1, 3), "times": torch.arange(6.0).reshape(2, 3)}
+    dropped = drop_captions(context, {"image": torch.zeros(1, 1, 3)}, torch.tensor([True, False]))
+    assert torch.equal(dropped["image"], torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 1, 3))
+    assert dropped["times"] is context["times"]
+
+
+def test_networks_and_decoders_are_given_x_t_at_its_scale(sd_small, monkeypatch):
+    """As processes that add noise without shrinking the picture (EDM) scale it; the main network scales by itself."""
+    step, seen = make(sd_small), []
+    pair, align = step.pair, step.align
+    monkeypatch.setattr(pair.main.process, "model_input", lambda x_t, t: x_t / 2, raising=False)
+    step.align = lambda *given, x_t, **more: seen.append(x_t) or align(*given, x_t=x_t, **more)
+    forward = pair.side.forward
+    monkeypatch.setattr(pair.side, "forward", lambda x_t, *given: seen.append(x_t) or forward(x_t, *given))
+    x_t = step.inputs(batch(), 0)[0].x_t
+    step(batch(), 0)
+    assert len(seen) == 2 and all(torch.equal(each, x_t / 2) for each in seen)

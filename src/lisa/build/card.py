@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lisa.build import parts
 from lisa.common.runfolder import RunFolder
 from lisa.export.card import CardFacts, write_card
 from lisa.pairs import pair_spec
@@ -38,6 +39,8 @@ def write_run_card(
             "fidelity_readings": list(run_folder.read_events("fidelity")),
             "samples": picture if picture is not None and picture.is_file() else None,
         }
+        if spec.call.clips and picture is not None and (moving := picture.with_suffix(".webp")).is_file():
+            finished["moving"] = moving
     facts = CardFacts(
         title=f"{run_folder.path.resolve().name}: {', '.join(config.data.conditions)}",
         side_kind=spec.side_kind,
@@ -48,6 +51,7 @@ def write_run_card(
         data=config.data.source,
         conditions=config.data.conditions,
         size=config.data.height_width,
+        rate=parts.known_rate(config.data),
         steps=steps,
         aligned=config.align.active,
         ema=config.train.ema,
@@ -86,11 +90,14 @@ def describe_precision(config: TrainConfig) -> str:
 
 def _where_set(config: TrainConfig) -> dict[str, Any]:
     """What most trainings leave at its default."""
-    side, rank = config.side, config.side.lora_rank
+    side, rank, log_sigma = config.side, config.side.lora_rank, config.model.log_sigma
     where = f" on {', '.join(side.lora_targets)}" if side.lora_targets else ""
     facts = {
         "low-rank adapters": None if rank is None else f"rank {rank}{where}, merged into the weights",
         "control type": side.control_type,
         "embedded guidance": config.model.guidance,
+        "frames": config.data.frames,
+        "frames per second": parts.known_rate(config.data),
+        "log sigma (mean, deviation)": None if log_sigma is None else ", ".join(f"{each:g}" for each in log_sigma),
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -7,6 +7,7 @@ from typing import Any
 from lisa.common.errors import LisaError
 from lisa.mains.base import MainNetwork
 from lisa.pairs import PairSpec
+from lisa.processes.edm import EDMProcess
 from lisa.sides.base import SideNetwork
 
 
@@ -33,6 +34,44 @@ def check_size(size: tuple[int, int], multiple: int) -> None:
     """
     if any(side % multiple for side in size):
         raise LisaError(f"data.size is {size}", f"For this main network both sides must be multiples of {multiple}")
+
+
+def check_frames(frames: int | None, main: MainNetwork) -> None:
+    """Refuse pictures where the main network makes clips, clips where it makes pictures, and clips of a wrong length.
+
+    Args:
+        frames: of a clip; None: pictures.
+        main: the main network.
+
+    Raises:
+        LisaError: they do not go together.
+    """
+    _check_kind(frames, main.video, repr(main.source))
+    if frames is not None:
+        main.latent_frames(frames)
+
+
+def check_kind(frames: int | None, spec: PairSpec) -> None:
+    """The same, as far as the pair's name tells: before anything is loaded.
+
+    Raises:
+        LisaError: pictures and clips do not go together.
+    """
+    _check_kind(frames, spec.call.clips, f"a pair {spec.name!r}")
+
+
+def _check_kind(frames: int | None, video: bool, who: str) -> None:
+    if video and frames is None:
+        raise LisaError(
+            f"{who} makes clips, but data.frames is empty: the data are pictures",
+            "Set data.frames, such as data.frames=8, and a source of clips (data.source=moving-scenes, or a folder "
+            "with clips/); or use a pair that makes pictures (model.pair)",
+        )
+    if frames is not None and not video:
+        raise LisaError(
+            f"{who} makes pictures, but data.frames is {frames}: the data are clips",
+            "Leave data.frames empty and use a source of pictures, or use a pair that makes video (model.pair)",
+        )
 
 
 def check_positions(size: tuple[int, int], main: MainNetwork, *sides: SideNetwork) -> None:
@@ -78,6 +117,22 @@ def choose_guidance(main: Any, guidance: float | None) -> None:
             "Leave model.guidance empty; the guidance of pictures is sample.guidance",
         )
     main.guidance = guidance
+
+
+def choose_log_sigma(main: Any, log_sigma: tuple[float, float] | None) -> None:
+    """Set the density of the noise levels that an EDM model is trained at.
+
+    Raises:
+        LisaError: the main network is none.
+    """
+    if log_sigma is None:
+        return
+    if main.process.prediction != "edm":
+        raise LisaError(
+            f"model.log_sigma is {list(log_sigma)}, but {main.source!r} is no EDM model: it has other noise levels",
+            "Leave model.log_sigma empty",
+        )
+    main.process = EDMProcess(*log_sigma)
 
 
 def enable_checkpointing(network: Any) -> None:

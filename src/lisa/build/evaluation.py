@@ -1,4 +1,4 @@
-"""``lisa evaluate``: generated pictures against the data they were made for."""
+"""``lisa evaluate``: generated pictures or clips against the data they were made for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from lisa.build import parts
 from lisa.build.chosen import read_run
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import read_json
+from lisa.data.clips import clip_folder, holds_clips
 from lisa.data.samples import ByteArray, Sample, Source
-from lisa.data.sources import check_source, open_source
+from lisa.data.sources import MovingScenesSource, ScenesSource, check_source, open_source
 from lisa.data.transforms import PairedTransform
 from lisa.evaluate import extras, protocols, published
+from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
 from lisa.evaluate.runner import evaluate_images, read_folder
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
 OWN = "own"
+#: Data of exact truth.
+DRAWN = (ScenesSource.kind, MovingScenesSource.kind)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def evaluate(
     count: int | None = None,
     judging: Judging | None = None,
 ) -> dict[str, Any]:
-    """Judge a folder of generated pictures.
+    """Judge a folder of generated pictures or clips.
 
     Args:
         generated: the folder.
@@ -80,7 +84,12 @@ def evaluate(
     """
     judging = judging or Judging()
     source, name, transform = _opened(run, data, condition, size, judging)
-    judge = _Judge(judging, name, exact=len(source) > 0 and source[0].truth is not None)
+    first = source[0] if len(source) else None
+    if first is not None and is_clip(first) and judging.protocol != OWN:
+        raise LisaError(
+            f"the protocol {judging.protocol} is of pictures, these are clips", f"Judge clips by --protocol {OWN}"
+        )
+    judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
     images, samples = read_folder(generated, source, indices=indices, size=None if size is None else (size, size))
     settings = Path(generated) / "settings.json"
@@ -114,7 +123,7 @@ class _Judge:
             result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"])
         for name, extra in self.ready.items():
             try:
-                found = extra.run(images, samples)
+                found = extras.measure(name, extra, images, samples)
             except LisaError as error:  # too few pictures, no captions ...: what is read already is worth having
                 result["not_run"][name] = str(error)
                 continue
@@ -189,11 +198,18 @@ def _opened(
     if condition is None:
         raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
     if judging.protocol == OWN:  # before every picture is read
-        protocols.find(condition, exact=data == "scenes")
+        protocols.find(condition, exact=data in DRAWN)
     else:
         published.find(judging.protocol, condition)
-    source = open_source(f"scenes:{condition}" if data == "scenes" else str(data), default_caption="")
-    check_source(source)
+    if data in DRAWN:
+        source = open_source(f"{data}:{condition}", default_caption="")
+    else:
+        # Clips are judged whole: as many frames as there are.
+        clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
+        source = (
+            clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
+        )
+        check_source(source)
     return source, condition, None if size is None else PairedTransform((size, size))
 
 

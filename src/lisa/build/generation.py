@@ -1,4 +1,4 @@
-"""``lisa generate``: pictures for condition images or for a run's held-out samples."""
+"""``lisa generate``: pictures or clips for conditions or for a run's held-out samples."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from lisa.build import parts
 from lisa.build.checks import check_float16, check_positions, choose_control_type
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
 from lisa.build.memory import check_quantized
+from lisa.build.outputs import ClipFiles, Outputs, PictureFiles
 from lisa.build.requests import file_requests, held_out_requests, read_prompts
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json
 from lisa.data.folders import hash_file
-from lisa.data.images import read_note, save_png
 from lisa.data.samples import content_hash
 from lisa.mains.base import MainNetwork
 from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import ModelSettings, TrainConfig
-
-_STAMP = "lisa-generate"  # in the PNG's text chunks
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ class GenerateOptions:
     Attributes:
         side: side networks instead of the run's, as ``A`` or ``A=0.8``; several are used together.
         condition: condition pictures instead of held-out data: a file or folder per side network (and per condition
-            that it stacks), in order.
+            that it stacks), in order. Of a clip a folder of frames or a video, or a folder of these.
+        image: for conditions of clips that go on from a picture: this picture, or a folder of them.
         scale: multiplies the weights of all side networks.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
@@ -53,6 +52,7 @@ class GenerateOptions:
     model: str | None = None
     pair: str | None = None
     condition: Path | Sequence[Path] | None = None
+    image: Path | None = None
     prompt: str | None = None
     prompts: Path | None = None
     out: Path = Path("generated")
@@ -68,9 +68,10 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """Make the pictures that are not there yet.
+    """Make the pictures, or clips, that are not there yet.
 
-    Every picture carries a stamp of all that decides what it looks like (networks, sampling, prompt, condition, seed).
+    Of a clip there are a folder of frames and an animation. Every picture carries a stamp of all that decides what it
+    looks like (networks, sampling, prompt, condition, seed).
     One that was made otherwise is refused, so that a folder never mixes two kinds of pictures.
 
     Returns:
@@ -89,7 +90,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     runs = [run, *[side.config for side in sides]]
     dtype = _dtype(options.dtype, spec, runs)
     quantize = _quantize(options.quantize, dtype, model, runs, progress)
-    requests = _requests(options, run, sides)
+    requests = _requests(options, run, sides, spec.call)
+    outputs: Outputs = ClipFiles(options.out) if spec.call.clips else PictureFiles(options.out)
     scales = tuple(options.scale * side.weight for side in sides)
     settings: dict[str, Any] = {
         "model": model.path,
@@ -106,7 +108,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     if any(kind is not None for kind in kinds):
         settings["control_type"] = _one_or_all(kinds)
     stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
-    todo = _unfinished(options, requests, stamps)
+    todo = _unfinished(options, requests, stamps, outputs)
     if todo:
         weights = Weights(getattr(torch, dtype), quantize)
         pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, weights)
@@ -114,19 +116,28 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         fast_scheduler(pipeline)
         write_json(options.out / "settings.json", settings)
         sampler = SamplerSettings(options.steps, options.guidance, _one_or_all(scales, tuple), options.batch)
-        for number, (request, picture) in enumerate(sample_pictures(pipeline, todo, sampler, call), start=1):
-            save_png(picture, _file(options, request), {_STAMP: stamps[request.key]})
+        for number, (request, made) in enumerate(sample_requests(pipeline, todo, sampler, call), start=1):
+            outputs.write(request, made, stamps[request.key])
             if progress is not None:
-                progress(f"{number}/{len(todo)}  {_file(options, request)}")
+                progress(f"{number}/{len(todo)}  {outputs.place(request)}")
     return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
 
 
-def _requests(options: GenerateOptions, run: TrainConfig | None, sides: Sequence[ChosenSide]) -> list[Request]:
-    prompts = read_prompts(options.prompts)
+def _requests(
+    options: GenerateOptions, run: TrainConfig | None, sides: Sequence[ChosenSide], call: PipelineCall
+) -> list[Request]:
     conditions = [Path(path) for path in _listed(options.condition)]
-    wanted = {"count": options.count, "prompt": options.prompt, "prompts": prompts, "seed": options.seed}
+    if options.image is not None and not (conditions and call.begins == "frame"):
+        raise LisaError(
+            "--image is for clips that go on from a picture, with --condition",
+            "Leave it out: held-out clips have their own first frames, and other networks read a prompt",
+        )
+    if call.begins == "frame" and (options.prompt is not None or options.prompts is not None):
+        raise LisaError("this main network reads a picture and no prompt", "Leave out --prompt and --prompts")
+    prompts = read_prompts(options.prompts)
+    wanted = {"call": call, "count": options.count, "prompt": options.prompt, "prompts": prompts, "seed": options.seed}
     if conditions:
-        return file_requests(conditions, sides, **wanted)
+        return file_requests(conditions, sides, image=options.image, **wanted)
     return held_out_requests(run, sides, **wanted)
 
 
@@ -143,10 +154,15 @@ def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]
     """For each picture, by key: a hash of all that decides what it looks like."""
     return {
         r.key: content_hash(
-            "generate", settings, r.prompt, r.seed, *[each for c in r.conditions for each in _content(c)]
+            "generate", settings, r.prompt, r.seed, *[each for c in r.conditions for each in _content(c)], *_begin(r)
         )
         for r in requests
     }
+
+
+def _begin(request: Request) -> tuple[Any, ...]:
+    """What a clip goes on from, and how."""
+    return () if request.frame is None else (*_content(request.frame), request.rate, request.motion)
 
 
 def _content(condition: np.ndarray) -> tuple[Any, str]:
@@ -160,27 +176,24 @@ def _weights(side: Path) -> str | None:
     return content_hash([hash_file(file) for file in files]) if files else None
 
 
-def _unfinished(options: GenerateOptions, requests: list[Request], stamps: dict[str, str]) -> list[Request]:
+def _unfinished(
+    options: GenerateOptions, requests: list[Request], stamps: dict[str, str], outputs: Outputs
+) -> list[Request]:
     if options.out.is_file():
         raise LisaError(f"{str(options.out)!r} is a file", "Name a folder with --out")
     if options.overwrite:
         return requests
     todo = []
     for request in requests:
-        file = _file(options, request)
-        stamp = read_note(file, _STAMP)
-        if file.is_file() and stamp != stamps[request.key]:
+        place, stamp = outputs.place(request), outputs.stamp(request)
+        if place.exists() and stamp != stamps[request.key]:
             raise LisaError(
-                f"{str(file)!r} was not made with these settings (networks, sampling, prompt, condition, seed)",
+                f"{str(place)!r} was not made with these settings (networks, sampling, prompt, condition, seed)",
                 "Name another folder with --out, or replace the pictures with --overwrite",
             )
         if stamp is None:
             todo.append(request)
     return todo
-
-
-def _file(options: GenerateOptions, request: Request) -> Path:
-    return options.out / f"{request.key}.png"
 
 
 def _dtype(asked: str | None, spec: PairSpec, runs: Sequence[TrainConfig | None]) -> str:
@@ -245,20 +258,26 @@ def _load_pipeline(
         choose_control_type(network, kind)
         network.module.to(weights.dtype).eval()
         networks.append(network)
+    if spec.call.clips:
+        for request in requests:
+            main.latent_frames(len(request.condition))
     _check_sizes(requests, main, networks)
     return joint_pipeline(spec, main, networks), spec.call_with(main, networks)
 
 
 def _check_sizes(requests: Sequence[Request], main: MainNetwork, sides: Sequence[SideNetwork]) -> None:
-    """Every batch has one size, for all side networks, and every size suits the latents and positions."""
-    first, multiple = requests[0].condition, main.size_multiple
+    """Every batch has one size, for all side networks, and every size suits the latents and positions.
+
+    Clips are made one by one, so that each may have its own.
+    """
+    multiple = main.size_multiple
     for request in requests:
+        tall, wide = (request if main.video else requests[0]).condition.shape[-3:-1]
         for condition in request.conditions:
-            height, width = condition.shape[:2]
-            if condition.shape[:2] != first.shape[:2]:
+            height, width = condition.shape[-3:-1]
+            if (height, width) != (tall, wide):
                 raise LisaError(
-                    f"condition {request.key!r} is {width}x{height} pixels, {requests[0].key!r} is "
-                    f"{first.shape[1]}x{first.shape[0]}",
+                    f"condition {request.key!r} is {width}x{height} pixels, {requests[0].key!r} is {wide}x{tall}",
                     "Generate condition images of different sizes in separate calls",
                 )
             if height % multiple or width % multiple:
@@ -266,4 +285,4 @@ def _check_sizes(requests: Sequence[Request], main: MainNetwork, sides: Sequence
                     f"condition {request.key!r} is {width}x{height} pixels",
                     f"Both sides must be multiples of {multiple}",
                 )
-    check_positions((first.shape[0], first.shape[1]), main, *sides)
+        check_positions((tall, wide), main, *sides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lisa.pairs import pair_names, pair_spec
+from lisa.pairs import PipelineCall, pair_names, pair_spec
 from lisa.pairs.unsupported import UNSUPPORTED
 
 
@@ -21,6 +21,7 @@ def describe_pair(name: str) -> dict[str, Any]:
         "main": spec.main_kind,
         "side": spec.side_kind,
         "pipeline": spec.pipeline_name,
+        "makes": _made(spec.call),
         "prediction": list(spec.predictions),
         "default_layer": spec.default_layer,
         "layers": [{"name": each.name, "channels": each.channels, "stride": each.stride} for each in layers],
@@ -28,6 +29,12 @@ def describe_pair(name: str) -> dict[str, Any]:
         "shared": spec.shared,
         "verified_by": list(spec.verified_by),
     }
+
+
+def _made(call: PipelineCall) -> str:
+    if not call.clips:
+        return "pictures"
+    return "clips that go on from a picture" if call.begins == "frame" else "clips"
 
 
 def describe_pairs() -> list[dict[str, Any]]:

@@ -11,10 +11,13 @@ import torch
 
 from lisa.build.checks import (
     check_float16,
+    check_frames,
+    check_kind,
     check_positions,
     check_size,
     choose_control_type,
     choose_guidance,
+    choose_log_sigma,
     enable_checkpointing,
 )
 from lisa.build.memory import make_networks
@@ -22,7 +25,8 @@ from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
 from lisa.data.samples import Part, Sample, Source, Subset, content_hash
-from lisa.data.sources import check_source, open_source
+from lisa.data.scene_sources import MOVING_RATE
+from lisa.data.sources import MovingScenesSource, Sampling, ScenesSource, check_source, open_source
 from lisa.data.split import held_out_split
 from lisa.data.transforms import PairedTransform
 from lisa.pairs import Pair, pair_spec
@@ -49,11 +53,15 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
     """Open, check and split the data.
 
     Raises:
-        LisaError: anything wrong with the source (see :func:`lisa.data.sources.check_source`) or the split.
+        LisaError: anything wrong with the source (see :func:`lisa.data.sources.check_source`) or the split, or pictures
+            where the settings ask for clips, or the other way round.
     """
     height, width = settings.height_width
-    if settings.source == "scenes" and height != width:
-        raise LisaError(f"scenes are square; data.size is {settings.size}", "Give one number")
+    drawn = settings.source in (ScenesSource.kind, MovingScenesSource.kind)
+    if drawn and height != width:
+        raise LisaError(f"{settings.source} are square; data.size is {settings.size}", "Give one number")
+    if settings.source == MovingScenesSource.kind and settings.frames is None:
+        raise LisaError("data.source is moving-scenes, but data.frames is empty", "Set it, such as data.frames=8")
     columns = {
         "image_column": settings.image_column,
         "condition_column": settings.condition_column,
@@ -63,15 +71,31 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
         settings.source,
         default_caption=settings.default_caption,
         conditions=settings.conditions,
+        sampling=sampling_of(settings),
         scene_options={"seed": settings.scenes_seed, "count": settings.scenes, "size": height},
         table_options=columns,
         hub_options={"split": settings.split},
     )
     _check_count(source, settings.conditions)
-    notes = [] if settings.source == "scenes" or not check else check_source(source).notes
+    notes = [] if drawn or not check else check_source(source).notes
     train, held_out = held_out_split(source.keys, settings.held_out, seed=0).apply(source)
-    transform = PairedTransform((height, width), settings.crop, settings.flip, seed)
+    clips = settings.frames is not None
+    transform = PairedTransform((height, width), settings.crop, settings.flip, seed, windows=clips)
     return DataParts(train, held_out, transform, notes)
+
+
+def sampling_of(settings: DataSettings) -> Sampling | None:
+    """Which frames of a clip make a sample; None: the data are pictures."""
+    if settings.frames is None:
+        return None
+    return Sampling(settings.frames, settings.frame_rate, settings.short_clips)
+
+
+def known_rate(settings: DataSettings) -> float | None:
+    """Frames per second of a run's clips, where its settings tell; None: pictures, or every clip has its own."""
+    if settings.frames is None or settings.frame_rate is not None:
+        return None if settings.frames is None else settings.frame_rate
+    return MOVING_RATE if settings.source == MovingScenesSource.kind else None
 
 
 def _check_count(source: Source, conditions: Sequence[str]) -> None:
@@ -133,11 +157,13 @@ def build_pair(config: TrainConfig) -> Pair:
             or larger than it has positions for; or the family cannot be trained in float16.
     """
     spec = pair_spec(config.model.pair)
+    check_kind(config.data.frames, spec)
     if config.train.mixed_precision == "fp16":
         check_float16("train.mixed_precision=fp16", spec, "Use train.mixed_precision=bf16")
 
     def make_side(main: Any) -> Any:
         check_size(config.data.height_width, main.size_multiple)
+        check_frames(config.data.frames, main)
         options = SideOptions(depth=config.side.depth, conditions=len(config.data.conditions))
         if config.side.init is None:
             return spec.make_side(main, options)
@@ -148,6 +174,7 @@ def build_pair(config: TrainConfig) -> Pair:
     choose_control_type(side, config.side.control_type)
     check_positions(config.data.height_width, main, side)
     choose_guidance(main, config.model.guidance)
+    choose_log_sigma(main, config.model.log_sigma)
     if config.side.gradient_checkpointing:
         enable_checkpointing(side.module)
         enable_checkpointing(main.network)

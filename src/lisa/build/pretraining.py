@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,25 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa import zoo
+from lisa.build.pretraining_clips import Clips, frames_of, load_clips, open_clips, train_on_clips
 from lisa.build.pretraining_data import Pictures, encode_pictures, load_pictures, open_pictures, to_uint8
+from lisa.build.pretraining_stage import make_training, save_model
 from lisa.common.errors import LisaError
-from lisa.common.files import atomic_dir, write_json
+from lisa.common.files import atomic_dir
 from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
+from lisa.core.frames import fold
 from lisa.mains.codec import KLCodec
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
 from lisa.sample.pictures import fast_scheduler
-from lisa.train import callbacks as cb
 from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
-from lisa.train.checkpoint import Checkpoints
-from lisa.train.loop import ClipGroup, LoopState, Training, run
+from lisa.train.loop import run
 from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_denoiser
-from lisa.train.pretrain.vae import VAEStep, make_vae, set_scaling
+from lisa.train.pretrain.vae import VAEStep, make_temporal_vae, make_vae, reconstruct, set_scaling
 from lisa.train.settings import save_settings
-
-_EVERY = 50  # steps between events
 
 
 def pretrain(config: PretrainConfig) -> Path | None:
@@ -44,44 +42,47 @@ def pretrain(config: PretrainConfig) -> Path | None:
         raise LisaError(
             "lisa pretrain runs in one process", "Start it without accelerate launch; models this small need no more"
         )
-    source = open_pictures(config)
+    video = config.architecture == "svd"
+    clips, source = (open_clips(config), None) if video else (None, open_pictures(config))
     given = None if config.vae.init is None else _load_vae(config)
     run_folder.open(overwrite=config.overwrite, resume=config.resume)
     save_settings(config, run_folder.config)
-    pictures = load_pictures(config, source)
-    vae = given if given is not None else _train_vae(config, run_folder, pictures)
+    data = load_clips(config, clips) if clips is not None else load_pictures(config, source)
+    vae = given if given is not None else _train_vae(config, run_folder, data)
     if vae is None:
         return None
-    set_scaling(vae, pictures.tensor(pictures.train[:1024]), shifted=config.architecture == "sd3")
-    return _train_denoiser(config, run_folder, pictures, vae)
+    if isinstance(data, Clips):
+        set_scaling(vae, frames_of(data, 128), shifted=False)
+        return train_on_clips(config, run_folder, data, vae)
+    set_scaling(vae, data.tensor(data.train[:1024]), shifted=config.architecture == "sd3")
+    return _train_denoiser(config, run_folder, data, vae)
 
 
-def _train_vae(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures) -> Any | None:
-    from diffusers import AutoencoderKL
-
+def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | Clips) -> Any | None:
     done = run_folder.path / "vae"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done).eval()
+        return _autoencoder(config).from_pretrained(done).eval()
     set_seed(config.seed)
-    settings = config.vae
-    vae = make_vae(settings, config.data.size)
-    plan = BatchPlan(len(pictures.train), settings.batch_size, config.seed)
+    settings, make = config.vae, make_temporal_vae if isinstance(data, Clips) else make_vae
+    vae = make(settings, config.data.size)
+    plan = BatchPlan(len(data.train), settings.batch_size, config.seed)
+    shown = data.held_out[:2] if isinstance(data, Clips) else data.held_out[:16]
 
     def batches(start: int) -> Iterator[Tensor]:
         for number, visits in enumerate(plan.start_at(start), start):
             flip = np.random.default_rng([config.seed, number]).random(len(visits)) < 0.5 * config.data.flip
-            yield pictures.tensor([pictures.train[visit % plan.count] for visit in visits], flip)
+            yield data.tensor([data.train[visit % plan.count] for visit in visits], flip)
 
     def show(step: int) -> None:
-        truth = pictures.tensor(pictures.held_out[:16])
+        truth = data.tensor(shown)
         with torch.no_grad():
-            again = vae(truth).sample
+            again = reconstruct(vae, truth, noise=False)[1]
         error = float((again - truth).square().mean())
         run_folder.log(step, "held_out_vae", {"stage": "vae", "psnr": -10 * np.log10(error / 4)})
-        both = [to_uint8(image) for pair in zip(truth, again, strict=True) for image in pair]
+        both = [to_uint8(image) for pair in zip(fold(truth), fold(again), strict=True) for image in pair]
         save_png(grid(both, 8), run_folder.samples / f"vae-{step:06d}.png")
 
-    training = _training(
+    training = make_training(
         config,
         run_folder,
         Accelerator(),
@@ -106,28 +107,35 @@ def _load_vae(config: PretrainConfig) -> Any:
     Raises:
         LisaError: it cannot be loaded, or is not what ``vae`` describes.
     """
-    from diffusers import AutoencoderKL
-
-    source = str(config.vae.init)
+    source, kind = str(config.vae.init), _autoencoder(config)
     folder = Path(zoo.path(source)) / "vae" if source in zoo.names() else Path(source)
     try:
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=folder.is_dir()).float().eval()
+        found = kind.load_config(folder, local_files_only=folder.is_dir()).get("_class_name")
+        if found != kind.__name__:  # diffusers would fill in random weights
+            raise TypeError(f"it is an {found}, not an {kind.__name__}")
+        vae = kind.from_pretrained(folder, local_files_only=folder.is_dir()).float().eval()
     except Exception as error:  # many kinds; all mean: this cannot be loaded
         raise LisaError(
             f"the VAE {source!r} cannot be loaded: {first_line(error)}",
-            "Give vae.init a folder of an AutoencoderKL, or the name of an embedded model",
+            f"Give vae.init a folder of an {kind.__name__}, or the name of an embedded model with one",
             zoo.names(),
         ) from error
     codec = KLCodec(vae)
-    found = (codec.factor, codec.channels)
-    if found != (config.vae.factor, config.vae.latent_channels):
+    if (codec.factor, codec.channels) != (config.vae.factor, config.vae.latent_channels):
         raise LisaError(
-            f"the VAE {source!r} has factor {found[0]} and {found[1]} latent channels; the configuration says "
-            f"{config.vae.factor} and {config.vae.latent_channels}",
+            f"the VAE {source!r} has factor {codec.factor} and {codec.channels} latent channels; the configuration "
+            f"says {config.vae.factor} and {config.vae.latent_channels}",
             "Set vae.channels and vae.latent_channels as the VAE has them",
         )
     vae.register_to_config(_name_or_path=source)  # saved with the model: the name, not where it lies on this machine
     return vae
+
+
+def _autoencoder(config: PretrainConfig) -> Any:
+    """The class of diffusers."""
+    import diffusers
+
+    return diffusers.AutoencoderKLTemporalDecoder if config.architecture == "svd" else diffusers.AutoencoderKL
 
 
 def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pictures, vae: Any) -> Path | None:
@@ -162,67 +170,15 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
         run_folder.log(number, "held_out", {"stage": "denoiser", "mse": mse})
         save_png(grid(samples, 8), run_folder.samples / f"step-{number:06d}.png")
 
-    training = _training(
+    training = make_training(
         config, run_folder, accelerator, "denoiser", model, step, batches, settings, settings.warmup, show, ema
     )
     if not run(training):
         return None
     ema.copy_to(model.parameters())
     final = run_folder.path / "model"
-    _save_model(config, run_folder, model.eval().pipeline(vae), final)
+    save_model(config, run_folder, model.eval().pipeline(vae), final)
     return final
-
-
-def _training(
-    config: PretrainConfig,
-    run_folder: RunFolder,
-    accelerator: Accelerator,
-    label: str,
-    model: torch.nn.Module,
-    step: Any,
-    batches: Callable[[int], Iterator[Any]],
-    settings: Any,
-    warmup: int,
-    show: Callable[[int], None],
-    ema: Any = None,
-) -> Training:
-    """A training of either stage; its checkpoints lie in a folder of their own."""
-    from diffusers.optimization import get_scheduler
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
-    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    state = LoopState()
-    accelerator.register_for_checkpointing(state, scheduler, *([ema] if ema is not None else []))
-    stage = RunFolder(run_folder.path / "stages" / label)
-    checkpoints = Checkpoints(stage, accelerator, {}, limit=1)
-    latest = checkpoints.find("latest")
-    if latest is not None:
-        checkpoints.load(latest)
-        run_folder.log(state.step, "resumed", {"stage": label})
-
-    def describe(logs: Mapping[str, Tensor]) -> str:
-        return f"loss {float(logs['loss']):.4f}"
-
-    model.train()
-    return Training(
-        accelerator=accelerator,
-        step=step,
-        batches=batches,
-        modules=[model],
-        optimizer=optimizer,
-        scheduler=scheduler,
-        total_steps=settings.steps,
-        clip={"model": ClipGroup(list(model.parameters()), 1.0)},
-        callbacks=[
-            *([cb.MovingAverage(ema, model.parameters)] if ema is not None else []),
-            cb.EventLog(run_folder, _EVERY, lambda: {"stage": label}),
-            cb.Progress(label, describe),
-            cb.Every(config.samples_every, show),
-            cb.SaveCheckpoints(checkpoints, config.checkpoint_every),
-        ],
-        state=state,
-    )
 
 
 def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guidance: float = 3.0) -> list[np.ndarray]:
@@ -233,18 +189,3 @@ def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guid
         captions, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
     ).images
     return list((images * 255).round().astype(np.uint8))
-
-
-def _save_model(config: PretrainConfig, run_folder: RunFolder, pipeline: Any, final: Path) -> None:
-    if config.half_weights:
-        for network in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None), pipeline.vae):
-            if network is not None:
-                network.half()
-    with atomic_dir(final) as folder:
-        pipeline.save_pretrained(folder)
-    curve = [
-        {name: event[name] for name in ("step", "kind", "mse", "psnr") if name in event}
-        for event in run_folder.read_events()
-        if event["kind"].startswith("held_out")
-    ]
-    write_json(run_folder.summary, {"config": json.loads(config.model_dump_json()), "held_out": curve})

@@ -24,8 +24,9 @@ from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
+from lisa.sample.clips import animation, contact_sheet, save_animation, sheet_scale
 from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
@@ -54,17 +55,20 @@ class Results:
         return [samples[i] for i in range(min(count, len(samples)))]
 
     def pictures(self, samples: list[Sample], control_scale: float) -> list[np.ndarray]:
-        """One picture per sample; the seed is the sample's number, so arms and scales share their noise."""
-        settings = self.config.sample
-        requests = [Request(s.key, s.caption, s.condition, seed) for seed, s in enumerate(samples)]
+        """One picture or clip per sample; the seed is the sample's number, so arms and scales share their noise."""
+        settings, call = self.config.sample, self.pair.call
+        requests = [Request.of(sample, seed, call) for seed, sample in enumerate(samples)]
         sampler = SamplerSettings(settings.steps, settings.guidance, control_scale, settings.batch_size)
         with without_adapters(self.pair.side.module):  # the network that is given away, to the last bit
             pipeline = self.pair.pipeline()
             fast_scheduler(pipeline)
-            return [picture for _, picture in sample_pictures(pipeline, requests, sampler, self.pair.call)]
+            return [picture for _, picture in sample_requests(pipeline, requests, sampler, call)]
 
     def draw_samples(self, step: int) -> Path | None:
-        """The grid condition(s) | without | with control | truth of a few samples; see :meth:`unless_broken`."""
+        """The grid condition(s) | without | with control | truth of a few samples; see :meth:`unless_broken`.
+
+        Of clips a contact sheet, and beside it an animation of the same name.
+        """
         return self.unless_broken(step, lambda: self._draw(step))
 
     def unless_broken(self, step: int, make: Callable[[], _T]) -> _T | None:
@@ -90,9 +94,16 @@ class Results:
         ]
         path = self.run_folder.samples / f"step-{step:06d}.png"
         cells, titles = titled_rows(self.config.data.conditions, rows, TITLES)
-        save_png(labelled_grid(cells, titles), path)
+        values: dict[str, Any] = {"path": path.name, "grid": grid_layout(titles)}
+        if self.pair.main.video:
+            columns = dict(zip(titles, zip(*cells, strict=True), strict=True))
+            moving = save_animation(animation(columns), path.with_suffix(".webp"), samples[0].rate)
+            save_png(contact_sheet(columns), path)
+            values |= {"animation": moving.name, "grid": grid_layout(titles, sheet_scale(columns))}
+        else:
+            save_png(labelled_grid(cells, titles), path)
         self.picture = path
-        self.run_folder.log(step, "samples", {"path": path.name, "grid": grid_layout(titles)})
+        self.run_folder.log(step, "samples", values)
         return path
 
     def save_side(self, folder: Path, steps: int) -> None:

@@ -23,7 +23,7 @@ from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
-from lisa.pairs import Pair
+from lisa.pairs import Pair, pair_spec
 from lisa.processes.draws import Draws
 from lisa.train import callbacks as cb
 from lisa.train.averaging import averaged_weights, trained_parameters
@@ -63,6 +63,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_optimizer(config)
+    parts.check_kind(config.data.frames, pair_spec(config.model.pair))
     check_memory(config)
     with session(config) as accelerator:
         check_device(config, accelerator.device)

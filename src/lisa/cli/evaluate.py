@@ -76,7 +76,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
     from lisa.cli.common import show_interval
 
-    table = Table(title=f"{result['samples']} pictures, protocol {result['protocol']}")
+    table = Table(title=f"{result['samples']} samples, protocol {result['protocol']}")
     table.add_column("metric")
     table.add_column("value [95% interval]", justify="right")
     table.add_row(f"fidelity ({result['fidelity_rule']})", show_interval(result["fidelity"]))

@@ -28,8 +28,13 @@ def generate(
         list[Path] | None,
         typer.Option(
             "--condition",
-            help="Condition image, or a folder of them, instead of held-out data; once per side network, in order.",
+            help="Condition image, or a folder of them, instead of held-out data; once per side network, in order. Of "
+            "clips a folder of frames or a video, or a folder of these.",
         ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Picture that clips go on from (or a folder of them), with --condition."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt for every condition image.")] = None,
     prompts: Annotated[
@@ -43,7 +48,9 @@ def generate(
         float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures sampled together.")] = 8,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Pictures sampled together; clips are made one by one.")
+    ] = 8,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; else what the run was trained in, or float32."),
@@ -55,7 +62,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make pictures again that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Generate pictures under conditions; what exists is not made again."""
+    """Generate pictures or clips under conditions; what exists is not made again."""
     from lisa.cli.common import print_json, quiet_libraries, say
 
     quiet_libraries()
@@ -68,6 +75,7 @@ def generate(
         model=model,
         pair=pair,
         condition=condition,
+        image=image,
         prompt=prompt,
         prompts=prompts,
         out=out,

@@ -54,7 +54,12 @@ def _print_pair(pair: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    for label, key in (("main network", "main"), ("side network", "side"), ("pipeline", "pipeline")):
+    for label, key in (
+        ("main network", "main"),
+        ("side network", "side"),
+        ("pipeline", "pipeline"),
+        ("makes", "makes"),
+    ):
         console.print(f"{label:13} {pair[key]}", markup=False)
     console.print(f"{'predicts':13} {', '.join(pair['prediction'])}")
     console.print(f"{'shared':13} {pair['shared'] or 'nothing'}", markup=False)

@@ -9,7 +9,9 @@ import typer
 
 
 def prepare(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures (captions as .txt beside them, if any).")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of pictures or videos (captions as .txt beside them, if any).")
+    ],
     condition: Annotated[str, typer.Option("--condition", help="canny, edges, lowres, gray or blur.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: FOLDER-CONDITION.")] = None,
     size: Annotated[int | None, typer.Option("--size", min=16, help="Crop to squares of that many pixels.")] = None,
@@ -20,7 +22,7 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Make conditions for a folder of photographs: a folder that lisa train takes."""
+    """Make conditions for a folder of photographs or clips: a folder that lisa train takes."""
     from lisa.cli.common import print_json
     from lisa.data.prepare import prepare as run
 

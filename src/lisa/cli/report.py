@@ -14,7 +14,7 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lisa.export.card import loading_code
+    from lisa.export.usage import loading_code
     from lisa.pairs import pair_spec
 
     console = Console(highlight=False)
@@ -46,5 +46,6 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         config.model.path,
         argument=spec.call.network,
         package=spec.package,
+        joins=spec.call.joins,
     )
     console.print(code, markup=False, soft_wrap=True)

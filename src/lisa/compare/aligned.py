@@ -21,7 +21,7 @@ State = Literal["finished", "diverged", "unfinished"]
 
 # What decides what is measured: the same in all runs. The rest (align, train, side, ...) is what arms may differ in.
 _LOGGED = ("log.held_out_levels", "log.held_out_every", "log.fidelity_samples", "log.fidelity_every")
-_SHARED = ("data", "sample", *_LOGGED, "model.path", "model.pair", "train.steps")
+_SHARED = ("data", "sample", *_LOGGED, "model.path", "model.pair", "model.log_sigma", "train.steps")
 # Where things are and how they are kept: may differ anywhere.
 _PLACES = ("out", "resume", "overwrite", "data.cache", "data.cache_dir", "data.workers", "sample.batch_size")
 
@@ -49,7 +49,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture of samples, and how its columns lie: titles, height of the head and gap between pictures in pixels."""
+    """A picture of samples, and how its columns lie: titles, height of the head and gap between pictures in pixels.
+
+    Of clips it is an animation (``path``), whose pictures lie so.
+    """
 
     path: Path
     columns: tuple[str, ...] = ()
@@ -241,7 +244,7 @@ def _fidelities(events: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 
 def _grid(folder: RunFolder, event: Mapping[str, Any]) -> Grid:
     layout = event.get("grid") or {}
-    path = folder.samples / Path(event["path"]).name
+    path = folder.samples / Path(event.get("animation") or event["path"]).name
     return Grid(path, tuple(layout.get("columns", ())), layout.get("head", 0), layout.get("gap", 0))
 
 

@@ -78,24 +78,41 @@ def _columns(runs: Sequence[Run], step: int) -> list[Column]:
     return columns
 
 
-def _open(grid: Grid) -> Any:
-    from PIL import Image
+def _open(grid: Grid) -> list[Any]:
+    """The pictures in a file: one, or those of an animation; each tells how long it is shown."""
+    from PIL import Image, ImageSequence
 
-    with Image.open(grid.path) as picture:
-        return picture.convert("RGB")
+    with Image.open(grid.path) as file:
+        pictures = []
+        for frame in ImageSequence.Iterator(file):
+            picture = frame.convert("RGB")
+            picture.info["duration"] = frame.info.get("duration", 0)
+            pictures.append(picture)
+        return pictures
 
 
-def _cut(grid: Grid, title: str) -> Any:
-    picture = _open(grid)
+def _cut(grid: Grid, title: str) -> list[Any]:
+    return [_cut_one(picture, grid, title) for picture in _open(grid)]
+
+
+def _cut_one(picture: Any, grid: Grid, title: str) -> Any:
     pitch = (picture.width + grid.gap) / len(grid.columns)
     left = round(grid.columns.index(title) * pitch)
-    return picture.crop((left, grid.head, left + round(pitch) - grid.gap, picture.height))
+    cut = picture.crop((left, grid.head, left + round(pitch) - grid.gap, picture.height))
+    cut.info["duration"] = picture.info["duration"]
+    return cut
 
 
-def _uri(picture: Any) -> str:
-    """PNG, or JPEG where it had to be made smaller."""
+def _uri(pictures: Sequence[Any]) -> str:
+    """PNG, or JPEG where it had to be made smaller; WebP where it moves."""
     buffer, kind = io.BytesIO(), "PNG"
-    if picture.width > _WIDEST:
-        picture, kind = picture.resize((_WIDEST, round(picture.height * _WIDEST / picture.width))), "JPEG"
-    picture.save(buffer, format=kind)
+    durations = [picture.info["duration"] for picture in pictures]
+    if pictures[0].width > _WIDEST:
+        size = (_WIDEST, round(pictures[0].height * _WIDEST / pictures[0].width))
+        pictures, kind = [picture.resize(size) for picture in pictures], "JPEG"
+    moving: dict[str, Any] = {}
+    if len(pictures) > 1:
+        kind = "WEBP"
+        moving = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0, "lossless": True}
+    pictures[0].save(buffer, format=kind, **moving)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

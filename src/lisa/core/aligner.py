@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.balance import GradientBalance
 from lisa.core.feature_tap import FeatureTap
+from lisa.core.frames import fold, fold_feature, unfold
 from lisa.core.residual import NoiseLevelWeighting, likelihood_residual, make_weighting, sample_sums, widened
 from lisa.core.terms import AlignmentTerms, idle_terms
 
@@ -100,13 +101,15 @@ class LikelihoodAligner(nn.Module):
 
         ``loss = weight * mean over layers and samples of [w(t) * sample_weight * mse(decoder(f, t), target - prior)]``,
         in fp32 also under autocast. Never synchronises the device. Under ``no_grad`` no running estimate learns.
+        Decoders read clips frame by frame, all at the clip's noise level; whatever is counted per sample is per clip.
 
         Args:
-            target: (B, C, H, W), what the model is trained to predict.
+            target: (B, C, H, W), what the model is trained to predict; of clips (B, C, f, H, W).
             prior: same shape, the frozen main network's prediction on the same x_t, t and text without control. May be
                 None while ``weight`` is 0.
             timesteps: (B,), 0 to 1000 whatever the model counts (a process's ``decoder_time``), or one number for all.
-            x_t: (B, C, H, W), for decoders that take it.
+            x_t: shaped like the target, for decoders that take it; at the scale at which the networks are given it (a
+                process's ``model_input``: EDM's noisy latents grow with the noise level).
             sample_weight: (B,), multiplies each sample's loss (the mean stays over all samples); not in R2.
             share: of this call in a step that aligns several times: multiplies the loss.
 
@@ -181,13 +184,14 @@ class LikelihoodAligner(nn.Module):
         return self._balances[self._keys[layer]].watch(feature, self._weight * scale)
 
     def _decode(self, layer: str, feature: Tensor, residual: Tensor, timesteps: Tensor, x_t: Tensor | None) -> Tensor:
-        if feature.shape[0] != residual.shape[0]:
-            raise LisaError(
-                f"the feature of layer {layer!r} is of {feature.shape[0]} samples, the target of {residual.shape[0]}",
-                "Run the side network on exactly the samples that the aligner is called with",
-            )
+        batch, frames = residual.shape[0], residual.shape[2] if residual.ndim == 5 else 1
+        feature = fold_feature(feature, batch, frames, layer)
         size = (residual.shape[-2], residual.shape[-1])
-        score: Tensor = self.decoders[self._keys[layer]](feature, timesteps, size, x_t)
+        score: Tensor = self.decoders[self._keys[layer]](
+            feature, timesteps.repeat_interleave(frames), size, None if x_t is None else fold(x_t)
+        )
+        if residual.ndim == 5:
+            score = unfold(score, frames)
         if score.shape != residual.shape:
             raise LisaError(
                 f"the decoder of layer {layer!r} gives {tuple(score.shape)}, the target is {tuple(residual.shape)}",

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError, nearest
 from lisa.core.decoder import token_patch
 from lisa.core.feature_tap import FeatureTap, Select
+from lisa.core.frames import fold
 
-#: Runs one forward of the side network and returns the (height, width) of the latent it was given.
+#: Runs one forward of the side network and returns the (height, width) of the latent it was given: a picture's, or that
+#: of a clip of one frame.
 DryRun = Callable[[], tuple[int, int]]
 
 
@@ -96,7 +98,7 @@ def _channels(module: nn.Module, tap: str) -> int | None:
     side = "in" if tap == "input" else "out"
     if isinstance(module, nn.Linear):
         return int(getattr(module, f"{side}_features"))
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
         return int(getattr(module, f"{side}_channels"))
     return None
 
@@ -119,20 +121,18 @@ def _measured(
 
 def _channels_and_stride(name: str, feature: Tensor, latent: tuple[int, int]) -> tuple[int, int]:
     height, width = latent
+    shape, feature = tuple(feature.shape), fold(feature)
     if feature.ndim == 3:
         channels, stride = feature.shape[2], token_patch(feature.shape[1], latent)
     elif feature.ndim == 4:
         ratio = max(height, width) / max(feature.shape[2:])  # of the long side, which rounding changes least
         channels, stride = feature.shape[1], 2 ** max(round(math.log2(ratio)), 0)
     else:
-        raise LisaError(
-            f"the feature of layer {name!r} has shape {tuple(feature.shape)}", "Tap a layer of maps or tokens"
-        )
+        raise LisaError(f"the feature of layer {name!r} has shape {shape}", "Tap a layer of maps or tokens")
     fits = feature.ndim == 3 or all(
         full // stride <= given <= -(-full // stride) for given, full in zip(feature.shape[2:], latent, strict=True)
     )
     if stride & (stride - 1) or not fits:
-        shape = tuple(feature.shape)
         raise LisaError(
             f"the feature of layer {name!r}, {shape}, is not {height}x{width} at a stride that is a power of two",
             "Tap another layer",

@@ -18,9 +18,8 @@ def in_dtype_of(network: nn.Module, tensor: Tensor) -> Tensor:
     """
     if torch.is_autocast_enabled(tensor.device.type) or not tensor.is_floating_point():
         return tensor
-    # Quantised layers hold their weights as whole numbers.
-    parameter = next((each for each in network.parameters() if each.is_floating_point()), tensor)
-    return tensor.to(parameter.dtype)
+    parameter = telling_parameter(network)
+    return tensor if parameter is None else tensor.to(parameter.dtype)
 
 
 def as_stored(network: nn.Module) -> AbstractContextManager[None]:
@@ -29,7 +28,23 @@ def as_stored(network: nn.Module) -> AbstractContextManager[None]:
     What such a network computes in float32 on purpose (Sana's linear attention, rotary positions) autocast would bring
     back to 16 bits. Outside autocast it computes what it computes in a pipeline of that type.
     """
-    parameter = next((each for each in network.parameters() if each.is_floating_point()), None)
+    parameter = telling_parameter(network)
     if parameter is None or parameter.dtype not in _HALF:
         return nullcontext()
     return torch.autocast(parameter.device.type, enabled=False)
+
+
+def telling_parameter(network: nn.Module) -> nn.Parameter | None:
+    """A parameter of the type that ``network`` is stored in; None: it has none that are floating-point numbers.
+
+    Quantised layers hold their weights as whole numbers. And what diffusers names in ``_keep_in_fp32_modules`` stays in
+    float32 whatever the rest is in (Wan's first parameter is of that kind): it tells only where there is nothing else.
+    """
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    lone = None
+    for path, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            if kept.isdisjoint(path.split(".")):
+                return parameter
+            lone = parameter if lone is None else lone
+    return lone

@@ -1,4 +1,4 @@
-"""What an instance of a module does, changed for a while."""
+"""What an instance of a module does, changed for a while; and whether compiled code runs in its place."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
             setattr(module, name, own)
         else:
             delattr(module, name)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """By ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(module.forward)``."""
+    return (
+        hasattr(module, "_orig_mod")
+        or module._compiled_call_impl is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+    )

@@ -15,7 +15,7 @@ from lisa.common.errors import LisaError, choose
 
 #: Signal-to-noise ratio (B,) of timesteps (B,) as the aligner is given them: 0 to 1000.
 SignalToNoise = Callable[[Tensor], Tensor]
-PREDICTIONS = ("epsilon", "v_prediction", "flow")
+PREDICTIONS = ("epsilon", "v_prediction", "flow", "edm")
 
 
 def likelihood_residual(target: Tensor, prior: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def make_weighting(name: str, *, snr: SignalToNoise | None = None, prediction: s
     Args:
         name: ``plain`` (the reference), ``normalised``, ``min-snr``, or one registered.
         snr: signal-to-noise ratio by timestep (0..1000), where the weighting needs it.
-        prediction: ``epsilon``, ``v_prediction`` or ``flow``.
+        prediction: ``epsilon``, ``v_prediction``, ``flow`` or ``edm``.
 
     Raises:
         LisaError: unknown name or prediction, or ``snr`` missing.
@@ -172,7 +172,8 @@ class NormalisedWeighting(NoiseLevelWeighting):
 class MinSNRWeighting(NoiseLevelWeighting):
     """Min-SNR weighting with gamma 5 (arXiv 2303.09556): min(snr, gamma) in x_0 space, brought to the target's.
 
-    The square error of x_0 is that of the target times 1/snr (epsilon), 1/(1 + snr) (v), 1/(1 + sqrt(snr))^2 (flow).
+    The square error of x_0 is that of the target times 1/snr (epsilon), 1/(1 + snr) (v, EDM), 1/(1 + sqrt(snr))^2
+    (flow).
     """
 
     GAMMA = 5.0
@@ -191,7 +192,7 @@ class MinSNRWeighting(NoiseLevelWeighting):
         capped = snr.clamp(max=self.GAMMA)
         if self._prediction == "epsilon":
             weights = torch.where(snr > 0, capped / snr, 1.0)
-        elif self._prediction == "v_prediction":
+        elif self._prediction in ("v_prediction", "edm"):
             weights = capped / (1 + snr)
         else:
             weights = capped / (1 + snr.sqrt()).square()

@@ -20,8 +20,8 @@ class AlignmentTerms:
         alignment: scalar, the loss without the alignment weight; for the log.
         r2: scalar, ``1 - sum|residual - decoded|^2 / sum|residual|^2`` over batch and layers: how much of the
             likelihood score is readable. NaN where the aligner was idle.
-        decoded: the likelihood score read off each layer, (B, C, H, W), by layer name.
-        residual: ``target - prior``, (B, C, H, W); empty where the aligner was idle and had no prior.
+        decoded: the likelihood score read off each layer, shaped like the target, by layer name.
+        residual: ``target - prior``, of the same shape; empty where the aligner was idle and had no prior.
         squared_error: (B,), each sample's ``sum|residual - decoded|^2``, the mean over layers. NaN where idle.
         squared_residual: (B,), each sample's ``sum|residual|^2``. NaN where the aligner was idle.
         by_layer: ``r2`` of each layer.

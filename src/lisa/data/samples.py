@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,14 +21,18 @@ PARTS: tuple[Part, ...] = ("image", "condition", "caption")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One training or evaluation example.
+    """One training or evaluation example: a picture, or a clip.
 
     Attributes:
         key: a stable name, unique within its source (for folders the relative path without its suffix).
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3); of a clip (F, H, W, 3).
         condition: uint8 (H, W, 3), or (H, W, 3 n) for n condition pictures stacked; None where the source has none.
+            Of a clip, of every frame: (F, H, W, 3 n).
         caption: the words; may be empty.
         truth: exact knowledge about the picture that evaluation uses (procedural scenes have it), or None.
+        rate: frames per second of a clip, where that is known.
+        motion: how much moves in a clip, as Stable Video Diffusion counts it (its motion bucket id, 0 to 255), where
+            that is known.
     """
 
     key: str
@@ -36,6 +40,31 @@ class Sample:
     condition: ByteArray | None
     caption: str
     truth: Mapping[str, Any] | None = None
+    rate: float | None = None
+    motion: float | None = None
+
+
+class LazyTruth(Mapping[str, Any]):
+    """A truth some of whose values are computed when they are first asked for: training never does.
+
+    Args:
+        ready: values by name.
+        later: what computes further values, by name.
+    """
+
+    def __init__(self, ready: Mapping[str, Any], later: Mapping[str, Callable[[], Any]]) -> None:
+        self._ready, self._later = dict(ready), dict(later)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._ready:
+            self._ready[name] = self._later[name]()
+        return self._ready[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._ready, **self._later})
+
+    def __len__(self) -> int:
+        return len({**self._ready, **self._later})
 
 
 @runtime_checkable
@@ -70,6 +99,17 @@ class HasCaptions(Protocol):
     @property
     def captions(self) -> Sequence[str]:
         """The caption of every sample, in order."""
+
+
+@runtime_checkable
+class HasWindows(Protocol):
+    """A source of clips that are longer than what a sample takes of them. As an item, each gives its middle."""
+
+    def spare(self, index: int) -> int:
+        """How many frames later a sample could begin, at most."""
+
+    def window(self, index: int, start: int) -> Sample:
+        """The sample that begins at frame ``start``, of 0 to :meth:`spare`."""
 
 
 def captions_of(source: Source) -> list[str]:
@@ -120,6 +160,14 @@ class Subset:
         """The same for one part of the samples."""
         return content_hash("subset", self.parent.part_fingerprint(part), self.indices)
 
+    def spare(self, index: int) -> int:
+        """The parent's; 0 where its samples are all there is (see :class:`HasWindows`)."""
+        return self.parent.spare(self.indices[index]) if isinstance(self.parent, HasWindows) else 0
+
+    def window(self, index: int, start: int) -> Sample:
+        """The parent's sample from frame ``start`` on."""
+        return self.parent.window(self.indices[index], start) if isinstance(self.parent, HasWindows) else self[index]
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -128,19 +176,29 @@ class Subset:
 
 
 def stack_pictures(pictures: Sequence[ByteArray], label: str) -> ByteArray:
-    """Pictures (H, W, 3) as one array (H, W, 3 n), in their order; ``label``: what to call them in a message.
+    """Pictures (H, W, 3) as one array (H, W, 3 n), or clips (F, H, W, 3) as (F, H, W, 3 n), in their order.
+
+    Args:
+        pictures: the pictures or clips.
+        label: what to call them in a message.
 
     Raises:
         LisaError: they are not all of one size.
     """
     if len({picture.shape for picture in pictures}) > 1:
-        sizes = ", ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pictures)
-        raise LisaError(f"the conditions of {label} are {sizes} pixels", "Stacked conditions must have one size")
+        sizes = ", ".join(describe_size(picture) for picture in pictures)
+        raise LisaError(f"the conditions of {label} are {sizes}", "Stacked conditions must have one size")
     return pictures[0] if len(pictures) == 1 else np.concatenate(pictures, axis=-1)
 
 
+def describe_size(picture: ByteArray) -> str:
+    """The size of a picture (H, W, C) or a clip (F, H, W, C) in words."""
+    height, width = picture.shape[-3:-1]
+    return f"{len(picture)} frames of {width}x{height} pixels" if picture.ndim == 4 else f"{width}x{height} pixels"
+
+
 def unstack_pictures(stacked: ByteArray) -> list[ByteArray]:
-    """The pictures (H, W, 3) that :func:`stack_pictures` was given."""
+    """The pictures (H, W, 3), or clips (F, H, W, 3), that :func:`stack_pictures` was given."""
     channels = stacked.shape[-1]
     return [np.ascontiguousarray(stacked[..., first : first + 3]) for first in range(0, channels, 3)]
 

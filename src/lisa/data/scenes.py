@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lisa.common.errors import choose
+from lisa.data.conditions.lowres import block_mean
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -108,14 +110,15 @@ class Scene:
         choose("scene condition", name, SCENE_CONDITIONS)
         return _DRAW[name](self, size)
 
-    def caption(self) -> str:
-        """The scene in words, nearest shape first."""
-        near_first = list(reversed(self.shapes))
-        words = f"a {near_first[0].size} {near_first[0].colour} {near_first[0].kind}"
-        for front, behind in itertools.pairwise(near_first):
+    def caption(self, doing: Sequence[str] = ()) -> str:
+        """The scene in words, nearest shape first; ``doing``: what follows the name of each of ``shapes``."""
+        names = [f"a {s.size} {s.colour} {s.kind}" for s in self.shapes]
+        if doing:
+            names = [f"{name} {what}".strip() for name, what in zip(names, doing, strict=True)]
+        words = names[-1]
+        for (front, _), (behind, name) in itertools.pairwise(reversed([*zip(self.shapes, names, strict=True)])):
             gap = math.hypot(front.x - behind.x, front.y - behind.y)
-            relation = "in front of" if gap < front.radius + behind.radius else "and"
-            words += f" {relation} a {behind.size} {behind.colour} {behind.kind}"
+            words += f" {'in front of' if gap < front.radius + behind.radius else 'and'} {name}"
         ground = self.background_colour if self.background == "plain" else f"{self.background} {self.background_colour}"
         return f"{words} on a {ground} background"
 
@@ -130,7 +133,7 @@ class Scene:
     def _background(self, size: int) -> FloatArray:
         base = np.ones((size, size, 1), np.float32) * np.asarray(self.background_rgb, np.float32)
         angle, period, amplitude = self.texture
-        x, y = _grid(size)
+        x, y = pixel_grid(size)
         along = (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle)
         if self.background == "graded":
             base = base + (2 * amplitude * along)[..., None]
@@ -206,20 +209,27 @@ def _visible_enough(scene: Scene) -> bool:
     return all((labels == i + 1).sum() >= _MIN_VISIBLE * area > 0 for i, area in enumerate(areas))
 
 
-def _grid(size: int) -> tuple[FloatArray, FloatArray]:
+def pixel_grid(size: int) -> tuple[FloatArray, FloatArray]:
+    """Of every pixel the centre: x (to the right) and y (down), as fractions of the side, each (size, size)."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.meshgrid(centres, centres)
     return x, y
 
 
+@lru_cache(maxsize=64)  # picture and conditions of one scene ask for the same
 def _coverage(shape: Shape, size: int) -> FloatArray:
-    """Antialiased coverage from the signed distance, which is linear over one pixel across a border."""
-    x, y = _grid(size)
+    """Antialiased coverage from the signed distance, which is linear over one pixel across a border. Read-only."""
+    alpha = np.clip(0.5 - signed_distance(shape, *pixel_grid(size)) * size, 0, 1).astype(np.float32)
+    alpha.flags.writeable = False
+    return alpha
+
+
+def signed_distance(shape: Shape, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Distance of points from a shape's border, negative inside; all as fractions of the side."""
     dx, dy = x - shape.x, y - shape.y
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
     u, v = dx * cos + dy * sin, -dx * sin + dy * cos
-    distance = np.hypot(u, v) - shape.radius * 0.9 if shape.kind == "circle" else _polygon(shape, u, v)
-    return np.clip(0.5 - distance * size, 0, 1).astype(np.float32)
+    return np.hypot(u, v) - shape.radius * 0.9 if shape.kind == "circle" else _polygon(shape, u, v)
 
 
 def _vertices(kind: str, radius: float) -> FloatArray:
@@ -262,7 +272,7 @@ def _depth(scene: Scene, size: int) -> ByteArray:
 
 def _skeleton(scene: Scene, size: int) -> ByteArray:
     """One stroke per shape, from its centre along its orientation, in the colour of its kind."""
-    x, y = _grid(size)
+    x, y = pixel_grid(size)
     canvas = np.zeros((size, size, 3), np.float32)
     for shape in scene.shapes:
         ex, ey = shape.radius * 0.8 * math.cos(shape.angle), shape.radius * 0.8 * math.sin(shape.angle)
@@ -277,13 +287,6 @@ def _lowres(scene: Scene, size: int) -> ByteArray:
     """The picture averaged over blocks of 8x8 pixels and shown at full size."""
     small = block_mean(scene.image(size), _LOWRES_FACTOR)
     return np.clip(small.repeat(_LOWRES_FACTOR, 0).repeat(_LOWRES_FACTOR, 1) + 0.5, 0, 255).astype(np.uint8)
-
-
-def block_mean(image: NDArray[Any], factor: int) -> FloatArray:
-    """Mean over blocks of ``factor`` x ``factor`` pixels; both sides of ``image`` (H, W, 3) are multiples of it."""
-    height, width, channels = image.shape
-    blocks = image.reshape(height // factor, factor, width // factor, factor, channels).astype(np.float32)
-    return blocks.mean((1, 3), dtype=np.float32)
 
 
 _DRAW: dict[str, Callable[[Scene, int], ByteArray]] = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lisa.common.errors import LisaError, choose
-from lisa.data.samples import ByteArray, Sample, content_hash, stack_pictures, unstack_pictures
+from lisa.data.samples import ByteArray, Sample, content_hash, describe_size, stack_pictures, unstack_pictures
 
 Resample = Literal["auto", "nearest", "lanczos", "box"]
 _FILTERS = {
@@ -19,6 +19,7 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
 }
 _FEW_COLOURS = 64  # a label map has at most that many
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class PairedTransform:
@@ -26,7 +27,8 @@ class PairedTransform:
 
     The shorter side (relative to the target) is resized to fit, the rest is cropped. Where the crop is random, it
     depends on ``(seed, index)`` alone, so that latents can be cached; the flip also depends on ``step``, so that a
-    sample is seen both ways. Nothing depends on a global generator.
+    sample is seen both ways. Nothing depends on a global generator. All frames of a clip, and of its condition, are
+    treated alike.
 
     Args:
         size: (height, width) of the result.
@@ -35,7 +37,8 @@ class PairedTransform:
         seed: of crops and flips.
         condition_resample: how conditions are resized. ``nearest`` keeps label colours pure; ``box`` averages, so that
             thin lines do not vanish when shrunk; ``lanczos`` as for images; ``auto`` takes nearest for 3 to 64
-            colours, box for two (lines) and lanczos for more, per picture.
+            colours, box for two (lines) and lanczos for more, per picture or clip.
+        windows: take another stretch of a longer clip at every visit (:meth:`start`); else always its middle.
 
     Raises:
         LisaError: an unknown choice or an impossible size.
@@ -51,6 +54,7 @@ class PairedTransform:
         flip: bool = False,
         seed: int = 0,
         condition_resample: Resample = "auto",
+        windows: bool = False,
     ) -> None:
         if len(size) != 2 or min(size) < 1:
             raise LisaError(f"size is {size!r}, it must be a height and a width of at least 1")
@@ -59,10 +63,11 @@ class PairedTransform:
         self.flip = flip
         self.seed = seed
         self.condition_resample = choose("condition_resample", condition_resample, ("auto", *_FILTERS))
+        self.windows = windows
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what a cached, unflipped result depends on."""
+        """Hash of what a cached, unflipped result depends on; of a clip's middle."""
         seed = self.seed if self.crop == "random" else None
         return content_hash("transform", self.size, self.crop, seed, self.condition_resample)
 
@@ -72,21 +77,20 @@ class PairedTransform:
         """Transform a pair.
 
         Args:
-            image: uint8 (h, w, 3).
-            condition: the same size, (h, w, 3 n) for n stacked pictures, or None.
+            image: uint8 (h, w, 3), or a clip (F, h, w, 3).
+            condition: the same size, with 3 n channels for n stacked pictures, or None.
             index: the sample's position in its source.
             step: of the training; affects the flip only.
 
         Returns:
-            uint8 (H, W, 3) and the same for the condition, or None.
+            uint8 (H, W, 3), or (F, H, W, 3), and the same for the condition, or None.
 
         Raises:
-            LisaError: the condition is not as large as the image.
+            LisaError: the condition is not as large as the image, or has another number of frames.
         """
-        if condition is not None and condition.shape[:2] != image.shape[:2]:
+        if condition is not None and condition.shape[:-1] != image.shape[:-1]:
             raise LisaError(
-                f"image is {image.shape[1]}x{image.shape[0]} pixels, its condition "
-                f"{condition.shape[1]}x{condition.shape[0]}",
+                f"image is {describe_size(image)}, its condition {describe_size(condition)}",
                 "Image and condition must have the same size",
             )
         mirrored = self.flips(index, step)
@@ -106,8 +110,19 @@ class PairedTransform:
         """Is the sample mirrored at this step?"""
         return self.flip and bool(_draw(self.seed, "flip", index, step)[0] < 0.5)
 
+    def start(self, index: int, step: int, spare: int) -> int:
+        """The first frame of what is taken of a clip that could begin up to ``spare`` frames later.
+
+        Over the steps the beginnings of a sample are spread evenly: multiples of the golden ratio, modulo 1.
+        """
+        if not self.windows:
+            return spare // 2
+        return int((_draw(self.seed, "window", index)[0] + step * _GOLDEN) % 1 * (spare + 1))
+
     def fit(self, picture: ByteArray, index: int, resample: str) -> ByteArray:
-        """Resize and crop one picture (h, w, 3) to (H, W, 3) as this transform does for sample ``index``."""
+        """Resize and crop a picture (h, w, 3), or every frame of a clip, as for sample ``index``."""
+        if picture.ndim == 4:
+            return np.stack([self.fit(frame, index, resample) for frame in picture])
         height, width = self.size
         h, w = picture.shape[:2]
         scale = max(height / h, width / w)
@@ -135,7 +150,7 @@ def _draw(seed: int, purpose: str, *numbers: int) -> NDArray[np.float64]:
 
 
 def _mirror(picture: ByteArray, mirrored: bool) -> ByteArray:
-    return np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture
+    return np.ascontiguousarray(picture[..., ::-1, :]) if mirrored else picture
 
 
 def _resample_for(condition: ByteArray) -> str:

@@ -6,11 +6,12 @@ used. Those of Inception and of CLIP have different names: they are not comparab
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from lisa.common.intervals import bootstrap_mean
 from lisa.common.model_folders import first_line
 from lisa.data.images import save_png
 from lisa.data.samples import ByteArray, Sample
+from lisa.evaluate import fvd
+from lisa.evaluate.clips import frames_of, is_clip
 from lisa.evaluate.extractors.clip import ClipReader
 from lisa.evaluate.extractors.weights import device, locate
 from lisa.evaluate.metrics import psnr_ssim
@@ -34,12 +37,16 @@ _LPIPS_LEAST = 31  # pixels: less leaves nothing for AlexNet's second pooling
 
 @dataclass(frozen=True)
 class Extra:
-    """A metric beside fidelity: its unit, which way is better, what it needs, and one line of help."""
+    """A metric beside fidelity: its unit, which way is better, what it needs, and one line of help.
+
+    ``of_clips``: of whole clips alone; others are of pictures, and of every frame of clips.
+    """
 
     unit: str
     higher_is_better: bool
     needs: str | None
     about: str
+    of_clips: bool = False
 
 
 EXTRAS: dict[str, Extra] = {
@@ -51,6 +58,7 @@ EXTRAS: dict[str, Extra] = {
     "kid": Extra("", False, "cleanfid", "kernel distance of Inception's features, by clean-fid"),
     "fid_clip": Extra("", False, "clip", "Frechet distance of CLIP's features, by torchmetrics"),
     "kid_clip": Extra("", False, "clip", "kernel distance of CLIP's features, by torchmetrics"),
+    "fvd": Extra("", False, "cdfvd", "Frechet distance of I3D's features of whole clips, by cd-fvd", of_clips=True),
 }
 
 
@@ -112,6 +120,24 @@ def prepare(names: Sequence[str], clip: str = CLIP) -> tuple[dict[str, Ready], d
     return ready, missing
 
 
+def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+    """``ready.run`` on pictures or on clips; metrics of pictures are then of all frames, per clip their mean.
+
+    Raises:
+        LisaError: a metric of clips was given pictures; or what the metric itself refuses.
+    """
+    clips = bool(samples) and is_clip(samples[0])
+    if EXTRAS[name].of_clips and not clips:
+        raise LisaError(f"{name} is of clips, these are pictures", "Leave it out")
+    if EXTRAS[name].of_clips or not clips:
+        return ready.run(made, samples)
+    frames, true = [frame for clip in made for frame in clip], [frame for each in samples for frame in frames_of(each)]
+    if (found := ready.run(frames, true)).of_set:  # frames of one clip are too much alike to count as so many
+        return replace(found, notes=_few(name, len(made), "clips"))
+    ends = np.cumsum([len(clip) for clip in made])[:-1]
+    return replace(found, values=[float(part.mean()) for part in np.split(np.asarray(found.values), ends)])
+
+
 def _attempt(kind: str | None, clip: str) -> Any:
     try:
         if kind == "clip":
@@ -119,6 +145,9 @@ def _attempt(kind: str | None, clip: str) -> Any:
         if kind == "lpips":
             library = need("lpips", "metrics")
             return _fetched(kind, lambda: library.LPIPS(net="alex", verbose=False).eval().to(device()))
+        if kind == "cdfvd":
+            need("cdfvd.fvd", "metrics")
+            return functools.cache(lambda: _fetched("I3D", fvd.load))  # not before there are clips that it can read
         if kind == "cleanfid":
             library = need("cleanfid.fid", "metrics")
             _fetched(kind, lambda: library.build_feature_extractor("clean", device(), use_dataparallel=False))
@@ -148,6 +177,8 @@ def _ready(name: str, loaded: Any) -> Ready:
         return Ready(lambda made, samples: act(loaded, made, samples), loaded.weights.to_json())
     if kind == "lpips":
         return Ready(lambda made, samples: _lpips(loaded, made, samples), _package("lpips", "AlexNet"))
+    if kind == "cdfvd":
+        return Ready(lambda made, samples: _fvd(loaded, made, samples), _package("cd-fvd", "I3D"))
     return Ready(lambda made, samples: _inception(loaded, name, made, samples), _package("clean-fid", "Inception v3"))
 
 
@@ -242,6 +273,11 @@ def _torchmetrics(name: str, true: NDArray[np.float64], made: NDArray[np.float64
     return float(value[0] if isinstance(value, tuple) else value)
 
 
+def _fvd(load: Callable[[], Any], made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+    notes = _few("fvd", len(made), "clips")
+    return Measured([fvd.frechet_video_distance(load, made, samples)], of_set=True, notes=notes)
+
+
 def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
     """Both sets are written anew, so that no stale folder is ever measured."""
     with tempfile.TemporaryDirectory() as folder:
@@ -253,10 +289,11 @@ def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence
         compute = {"fid": fid.compute_fid, "kid": fid.compute_kid}[name]
         options = {"mode": "clean", "num_workers": 0, "device": device(), "verbose": False, "use_dataparallel": False}
         value = float(compute(*places, **options))
-    return Measured([value], of_set=True, notes=_few(name, len(made)) if name == "fid" else ())
+    return Measured([value], of_set=True, notes=_few(name, len(made)))
 
 
-def _few(name: str, count: int) -> tuple[str, ...]:
-    if count >= _ENOUGH:
+def _few(name: str, count: int, what: str = "pictures") -> tuple[str, ...]:
+    if count >= _ENOUGH or name.startswith("kid"):
         return ()
-    return (f"{name} of {count} pictures is biased upwards: compare it at equal numbers only, and prefer kid",)
+    advice = "" if name == "fvd" else ", and prefer kid"
+    return (f"{name} of {count} {what} is biased upwards: compare it at equal numbers only{advice}",)

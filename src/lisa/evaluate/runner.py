@@ -1,8 +1,9 @@
-"""Evaluation of generated pictures, in memory or in a folder."""
+"""Evaluation of generated pictures and clips, in memory or in a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from lisa.data.folders import require_folder
 from lisa.data.images import SUFFIXES, load_rgb
 from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.transforms import PairedTransform
+from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, read_frames
 from lisa.evaluate import protocols
-from lisa.evaluate.metrics import METRICS
+from lisa.evaluate.clips import describe, is_clip, judge_clip
 
 Result = dict[str, Any]
 
@@ -24,8 +26,8 @@ def evaluate_images(
     """Judge generated pictures against what was asked for.
 
     Args:
-        images: uint8 (H, W, 3), one per sample and in the same order.
-        samples: with exact truth (scenes) or without; not both kinds in one call.
+        images: uint8 (H, W, 3), one per sample and in the same order; clips (F, H, W, 3) for samples that are clips.
+        samples: with exact truth (scenes) or without, pictures or clips; not both kinds in one call.
         condition: the name of the condition; its protocol is looked up.
         seed: of the bootstrap.
         resamples: of the bootstrap.
@@ -33,7 +35,8 @@ def evaluate_images(
     Returns:
         Plain JSON values: ``condition``, ``protocol``, ``about``, ``samples`` (their number), ``fidelity`` (mean with
         95% interval: value, low, high; higher is better), ``fidelity_rule``, ``fidelity_unit``, ``metrics`` (each with
-        value, low, high, unit, higher_is_better) and ``per_image`` (key -> metric -> value).
+        value, low, high, unit, higher_is_better) and ``per_image`` (key -> metric -> value). Of clips the figures of
+        pictures are means over the frames; see :func:`lisa.evaluate.clips.judge_clip`.
 
     Raises:
         LisaError: no samples, numbers that differ, a picture of another size, or no protocol for the condition.
@@ -43,11 +46,15 @@ def evaluate_images(
     exact = {sample.truth is not None for sample in samples}
     if len(exact) > 1:
         raise LisaError("some samples carry exact truth and some do not", "Evaluate them apart")
+    clips = {is_clip(sample) for sample in samples}
+    if len(clips) > 1:
+        raise LisaError("some samples are clips and some pictures", "Evaluate them apart")
     protocol = protocols.find(condition, exact.pop())
-    per_image = {s.key: protocol.judge(s, image) for s, image in zip(samples, images, strict=True)}
+    judge = partial(judge_clip, protocol) if (of_clips := clips.pop()) else protocol.judge
+    per_image = {s.key: judge(s, image) for s, image in zip(samples, images, strict=True)}
     if len(per_image) != len(samples):
         raise LisaError("two samples have the same key", "Keys must be unique")
-    return _result(protocol, condition, per_image, seed, resamples)
+    return _result(protocol, condition, per_image, seed, resamples, clips=of_clips)
 
 
 def evaluate_folder(
@@ -61,6 +68,8 @@ def evaluate_folder(
     resamples: int = 1000,
 ) -> Result:
     """Judge a folder of generated pictures, named ``<key>.png`` (or another picture suffix) after the samples.
+
+    Clips are folders of frames ``<key>/`` or videos ``<key>.mp4`` (or another suffix of videos).
 
     Args:
         generated: the folder.
@@ -95,14 +104,15 @@ def read_folder(
     """
     folder = require_folder(generated)
     picked = list(range(len(source))) if indices is None else list(indices)
-    keys = source.keys
-    files = _find_all(folder, [keys[i] for i in picked])
+    keys = [source.keys[i] for i in picked]
+    clips = bool(picked) and is_clip(source[picked[0]])
+    files = _find_all(folder, keys, _clips_of if clips else _pictures_of, "clips" if clips else "pictures")
     transform = None if size is None else PairedTransform(size)
     images, samples = [], []
     for index, file in zip(picked, files, strict=True):
         sample = source[index]
         samples.append(sample if transform is None else transform.sample(sample, index))
-        images.append(load_rgb(file))
+        images.append(read_frames(file, range(clip_info(file).frames)) if clips else load_rgb(file))
     return images, samples
 
 
@@ -118,19 +128,29 @@ def fidelity_gain(better: Result, base: Result, *, seed: int = 0, resamples: int
     return bootstrap_mean([ours[k]["fidelity"] - theirs[k]["fidelity"] for k in ours], seed=seed, n=resamples)
 
 
-def _find_all(folder: Path, keys: Sequence[str]) -> list[Path]:
-    found = [[f for s in SUFFIXES if (f := folder / f"{key}{s}").is_file()] for key in keys]
+def _find_all(folder: Path, keys: Sequence[str], find: Callable[[Path, str], list[Path]], what: str) -> list[Path]:
+    found = [find(folder, key) for key in keys]
     missing = [key for key, files in zip(keys, found, strict=True) if not files]
     if missing:
         names = ", ".join(repr(key) for key in missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise LisaError(
-            f"{str(folder)!r} lacks {len(missing)} of {len(keys)} pictures ({names})",
-            "Generate them first: a missing picture is never skipped",
+            f"{str(folder)!r} lacks {len(missing)} of {len(keys)} {what} ({names})",
+            f"Generate them first: a missing {what.removesuffix('s')} is never skipped",
         )
     twice = [files for files in found if len(files) > 1]
     if twice:
         raise LisaError(f"{str(folder)!r} holds both {twice[0][0].name!r} and {twice[0][1].name!r}", "Keep one")
     return [files[0] for files in found]
+
+
+def _pictures_of(folder: Path, key: str) -> list[Path]:
+    return [file for suffix in SUFFIXES if (file := folder / f"{key}{suffix}").is_file()]
+
+
+def _clips_of(folder: Path, key: str) -> list[Path]:
+    frames = folder / key
+    own = [frames] if frames.is_dir() and frame_files(frames) else []
+    return own + [file for suffix in VIDEO_SUFFIXES if (file := folder / f"{key}{suffix}").is_file()]
 
 
 def _result(
@@ -139,14 +159,18 @@ def _result(
     per_image: Mapping[str, protocols.Scores],
     seed: int,
     resamples: int,
+    *,
+    clips: bool,
 ) -> Result:
     def interval(name: str) -> dict[str, Any]:
         return dict(bootstrap_mean([s[name] for s in per_image.values()], seed=seed, n=resamples).to_json())
 
+    names = [name for name in next(iter(per_image.values())) if name != "fidelity"]
+    found = {name: describe(name, protocol) for name in names}
     return {
         "condition": condition,
-        "protocol": protocol.name,
-        "about": protocol.about,
+        "protocol": f"{protocol.name}/frames" if clips else protocol.name,
+        "about": f"{protocol.about}; mean over the frames of each clip" if clips else protocol.about,
         "samples": len(per_image),
         "fidelity": interval("fidelity"),
         "fidelity_rule": protocol.fidelity_rule,
@@ -154,10 +178,10 @@ def _result(
         "metrics": {
             name: {
                 **interval(name),
-                "unit": METRICS[name].unit,
-                "higher_is_better": METRICS[name].higher_is_better,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
             }
-            for name in protocol.metrics
+            for name, metric in found.items()
         },
         "per_image": {key: dict(scores) for key, scores in per_image.items()},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lisa import zoo
 from lisa.common.files import atomic_write, write_text
-from lisa.common.model_folders import SINGLE_FILES
 from lisa.export.curves import draw_curves
 from lisa.export.metadata import on_hub, public_name
+from lisa.export.usage import calling_code, loading_code
 from lisa.pairs import PipelineCall
 
-CURVES, SAMPLES = "curves.png", "samples.png"
+CURVES, SAMPLES, MOVING = "curves.png", "samples.png", "samples.webp"
 #: The files of a card.
-CARD_FILES = ("README.md", CURVES, SAMPLES)
+CARD_FILES = ("README.md", CURVES, SAMPLES, MOVING)
 
 _PAPER = "[arXiv:2606.27192](https://arxiv.org/abs/2606.27192)"
 _WIDTH = 96
@@ -39,6 +37,7 @@ class CardFacts:
         data: the data set, as the run named it.
         conditions: what they are; several where they are stacked.
         size: (height, width) of the pictures it was trained on.
+        rate: frames per second of the clips, where all have one.
         steps: of the training.
         aligned: whether it was trained with alignment, or as the plain baseline.
         ema: decay of the exponential average the weights are, or None for the raw weights.
@@ -46,7 +45,8 @@ class CardFacts:
         summary: of the finished run; None before.
         readings: its ``held_out`` events.
         fidelity_readings: its ``fidelity`` events.
-        samples: picture of held-out samples.
+        samples: picture of held-out samples; of clips their contact sheet.
+        moving: of clips, their animation.
     """
 
     title: str
@@ -66,15 +66,19 @@ class CardFacts:
     readings: Sequence[Mapping[str, Any]] = ()
     fidelity_readings: Sequence[Mapping[str, Any]] = ()
     samples: Path | None = None
+    moving: Path | None = None
+    rate: float | None = None
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write ``README.md`` and, of a finished run, the pictures it shows, into ``folder``."""
     sections = [_front_matter(facts), _introduction(facts)]
-    if facts.samples is not None:
-        with atomic_write(folder / SAMPLES) as temporary:
-            shutil.copyfile(facts.samples, temporary)
-        sections += [f"![Held-out samples]({SAMPLES})", _captions()]
+    shown = {name: file for name, file in ((MOVING, facts.moving), (SAMPLES, facts.samples)) if file is not None}
+    for name, file in shown.items():
+        with atomic_write(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
+    if shown:
+        sections += [*[f"![Held-out samples]({name})" for name in shown], _captions()]
     if facts.summary is not None:
         sections += ["## Figures", _figures(facts.summary)]
         if facts.readings:
@@ -95,8 +99,9 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         _shared_path(facts.model),
         argument=facts.call.network,
         package=facts.package,
+        joins=facts.call.joins,
     )
-    sections += ["## How to load it", f"```python\n{code}\n{_calling_code(facts.call)}\n```"]
+    sections += ["## How to load it", f"```python\n{code}\n{calling_code(facts.call, facts.rate)}\n```"]
     sections += ["## Training", _table(("setting", "value"), _training(facts))]
     sections += ["## Limitations", "\n".join(_limitations(facts))]
     sections += [
@@ -106,39 +111,11 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     write_text(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
-def loading_code(
-    side_class: str,
-    pipeline_class: str,
-    folder: str,
-    model: str,
-    *,
-    argument: str = "controlnet",
-    package: str = "diffusers",
-) -> str:
-    """The three lines that load a side network into its pipeline.
-
-    Args:
-        side_class: its name.
-        pipeline_class: likewise.
-        folder: of the side network.
-        model: a path, a Hub name, or an embedded model.
-        argument: what the pipeline calls its side network.
-        package: where both classes are imported from.
-    """
-    embedded = model in zoo.names()
-    source = f"lisa.zoo.path({_quoted(model)})" if embedded else _quoted(model)
-    loader = "from_single_file" if model.endswith(SINGLE_FILES) else "from_pretrained"
-    return (
-        f"{'import lisa' if embedded else ''}\n"
-        f"from {package} import {side_class}, {pipeline_class}\n"
-        f"side = {side_class}.from_pretrained({_quoted(folder)})\n"
-        f"pipe = {pipeline_class}.{loader}({source}, {argument}=side)"
-    ).lstrip()
-
-
-def _calling_code(call: PipelineCall) -> str:
-    more = "".join(f", {name}={value!r}" for name, value in call.more.items())
-    return f'# condition: a PIL image\npicture = pipe("a prompt", {call.image}=condition{more}).images[0]'
+def _task(call: PipelineCall) -> str:
+    """As the Hub calls it."""
+    if call.clips:
+        return "image-to-video" if call.begins == "frame" else "text-to-video"
+    return "text-to-image"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -148,7 +125,7 @@ def _front_matter(facts: CardFacts) -> str:
     base = facts.model if on_hub(facts.model) else None
     data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=_task(facts.call),
         base_model=base,
         base_model_relation=None if base is None else "adapter",
         datasets=facts.data if on_hub(facts.data) else None,
@@ -279,7 +256,3 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 def _wrapped(text: str, hang: int = 0) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # double quotes; what it escapes, Python reads back

@@ -20,13 +20,17 @@ class MainNetwork(Protocol):
 
     ``network`` is the plain diffusers model. Encoders may leave memory (:meth:`offload_encoders`) once what they give
     is cached. Pixels are (B, 3, H, W) in -1..1, latents (B, C, H / factor, W / factor), already shifted and scaled:
-    maps in every family, whatever the network packs them into.
+    maps in every family, whatever the network packs them into. Of a video network pixels and conditions are
+    (B, 3, F, H, W), latents (B, C, f, h, w) with f = ``latent_frames(F)``, and there is one time per clip.
     """
 
     family: str
+    video: bool  # whether it makes clips
+    context_reads: str  # what the context is made of: the "caption", or a clip's first "frame" (``encode_frame``)
     network: nn.Module
     process: ForwardProcess
     latent_channels: int
+    condition_latent_channels: int  # of what ``encode_condition`` gives
     latent_factor: int
     size_multiple: int  # both sides of a picture, in pixels, must be multiples of it
     source: str  # path or Hub name, as the user gave it
@@ -39,6 +43,19 @@ class MainNetwork(Protocol):
     def encode_unconditional(self) -> dict[str, Tensor]:
         """The context of a dropped caption, one row: what the pipeline gives its unconditional pass."""
 
+    def encode_frame(self, frames: Tensor, rate: Tensor, motion: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
+        """First frames (B, 3, H, W) in -1..1 to context, where that is what it is made of.
+
+        Args:
+            frames: the clips' first ones.
+            rate: (B,), frames per second.
+            motion: (B,), how much moves, as the network counts it.
+            keys: of the samples; what is random is drawn from them, so that the context can be cached.
+        """
+
+    def latent_frames(self, frames: int) -> int:
+        """How many latent frames a clip of ``frames`` frames has; a LisaError where they do not fit."""
+
     def complete(self, context: Context, x_t: Tensor) -> Context:
         """What both passes need beside the encoded text and what depends on the batch: sizes, positions, guidance."""
 
@@ -46,7 +63,10 @@ class MainNetwork(Protocol):
         """Pixels to scaled posterior mean and standard deviation, (B, 2 C, h, w)."""
 
     def encode_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3, H, W) in 0..1 to its latent, for side networks that read latents."""
+        """Pixels of a condition (B, 3, H, W) in 0..1 to its latent, for side networks that read latents.
+
+        (B, ``condition_latent_channels``, h, w); of clips with frames before the rows.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pixels in -1..1."""

@@ -13,8 +13,8 @@ def cast(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> 
     """Move ``module`` to ``device`` and its weights to ``dtype`` (None: as they are), but for what stays in float32.
 
     That is buffers that are computed, not saved (the frequencies of rotary positions, off by up to 0.4% in bfloat16),
-    and parameters that the class names in ``_keep_in_fp32_modules`` (in float16, in which T5's ``wo`` overflows) or in
-    ``_keep_in_fp32_modules_strict``.
+    and parameters that the class names in ``_keep_in_fp32_modules`` (transformers means in float16 alone, in which T5's
+    ``wo`` overflows; diffusers in bfloat16, too) or in ``_keep_in_fp32_modules_strict``.
     """
     buffers = [(owner, name, owner._buffers[name]) for owner, name in _computed_buffers(module)]
     kept = list(_kept_parameters(module, dtype))
@@ -38,8 +38,14 @@ def _kept_parameters(module: nn.Module, dtype: torch.dtype | None) -> Iterator[n
     if dtype not in (torch.float16, torch.bfloat16):
         return
     names = set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == torch.float16:
+    if dtype == torch.float16 or _is_of_diffusers(module):
         names |= set(getattr(module, "_keep_in_fp32_modules", None) or ())
     for path, parameter in module.named_parameters():
         if any(re.search(rf"(^|\.){re.escape(name)}(\.|$)", path) for name in names):
             yield parameter
+
+
+def _is_of_diffusers(module: nn.Module) -> bool:
+    from diffusers import ModelMixin
+
+    return isinstance(module, ModelMixin)

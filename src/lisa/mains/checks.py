@@ -30,6 +30,22 @@ def check_flow(scheduler: Mapping[str, Any], source: str) -> None:
         )
 
 
+def check_flow_solver(scheduler: Mapping[str, Any], source: str) -> None:
+    """The same, where a solver of another family is one of a flow if it is set up so (DPM-Solver, UniPC).
+
+    Raises:
+        LisaError: it is of another family, or not set up.
+    """
+    if scheduler.get("prediction_type") == "flow_prediction" and scheduler.get("use_flow_sigmas"):
+        return
+    if "use_flow_sigmas" in scheduler:
+        raise LisaError(
+            f"the scheduler of {source!r}, a {scheduler.get('_class_name')}, is not set up for a flow",
+            'It needs "prediction_type": "flow_prediction" and "use_flow_sigmas": true in its configuration',
+        )
+    check_flow(scheduler, source)
+
+
 def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
     """Refuse a scheduler whose model predicts something that has no residual here.
 
@@ -48,6 +64,21 @@ def check_prediction(scheduler: Mapping[str, Any], source: str) -> None:
         raise LisaError(
             f"the scheduler of {source!r} is a {scheduler.get('_class_name')}, not one of the DDPM family",
             "Use the scheduler the model was trained with",
+        )
+
+
+def check_edm(scheduler: Mapping[str, Any], source: str) -> None:
+    """Refuse a scheduler's configuration that is not Stable Video Diffusion's kind of EDM.
+
+    Raises:
+        LisaError: it predicts something else, or counts time otherwise than by ln(sigma).
+    """
+    prediction, kind = scheduler.get("prediction_type"), scheduler.get("timestep_type")
+    if (prediction, kind) != ("v_prediction", "continuous"):
+        raise LisaError(
+            f"the scheduler of {source!r} is a {scheduler.get('_class_name')} with prediction_type={prediction!r} and "
+            f"timestep_type={kind!r}, not one of EDM",
+            "Use the scheduler the model was trained with (EulerDiscreteScheduler, v_prediction, continuous)",
         )
 
 

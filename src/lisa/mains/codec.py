@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lisa.core.frames import fold, unfold
+
 
 class Codec(Protocol):
     """Pixels (B, 3, H, W) in -1..1 to latents (B, ``channels``, H / ``factor``, W / ``factor``) and back.
@@ -49,6 +51,22 @@ class KLCodec:
         return pixels
 
 
+class FrameCodec(KLCodec):
+    """``AutoencoderKL``, used for each frame of a clip by itself (AnimateDiff): (B, C, f, h, w).
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 2 channels, F, h, w)."""
+        return unfold(super().moments(vae, fold(pixels)), pixels.shape[2])
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 3, F, H, W)."""
+        return unfold(super().decode(vae, fold(latents)), latents.shape[2])
+
+
 class DCCodec:
     """``AutoencoderDC`` (Sana): no posterior, so that the deviation is zero; one scaling factor.
 
@@ -73,8 +91,8 @@ class DCCodec:
         return pixels
 
 
-class QwenImageCodec:
-    """``AutoencoderKLQwenImage``: a video's autoencoder, used for one frame; a mean and a deviation per channel.
+class WanCodec:
+    """``AutoencoderKLWan``: of clips (B, 3, F, H, W), causal in time; a mean and a deviation per channel.
 
     Args:
         vae: read for its configuration only.
@@ -84,18 +102,50 @@ class QwenImageCodec:
         config = vae.config
         self.channels = int(config.z_dim)
         self.factor = 2 ** len(config.temperal_downsample)
-        self.mean = torch.tensor(config.latents_mean).reshape(1, -1, 1, 1)
-        self.deviation = torch.tensor(config.latents_std).reshape(1, -1, 1, 1)
+        self.every = 2 ** sum(config.temperal_downsample)  # frames per latent frame, after the first
+        self.mean = torch.tensor(config.latents_mean).reshape(1, -1, 1, 1, 1)
+        self.deviation = torch.tensor(config.latents_std).reshape(1, -1, 1, 1, 1)
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 2 channels, f, h, w)."""
+        posterior = vae.encode(pixels).latent_dist
+        scale = self.deviation.to(posterior.mean)
+        mean = (posterior.mean - self.mean.to(scale)) / scale
+        return torch.cat([mean, posterior.std / scale], dim=1)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 3, F, H, W)."""
+        pixels: Tensor = vae.decode(latents * self.deviation.to(latents) + self.mean.to(latents)).sample
+        return pixels
+
+
+class QwenImageCodec(WanCodec):
+    """``AutoencoderKLQwenImage``: a video's autoencoder, used for one frame."""
 
     def moments(self, vae: Any, pixels: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        posterior = vae.encode(pixels[:, :, None]).latent_dist
-        mean, deviation = (part[:, :, 0] for part in (posterior.mean, posterior.std))
-        scale = self.deviation.to(mean)
-        return torch.cat([(mean - self.mean.to(mean)) / scale, deviation / scale], dim=1)
+        return super().moments(vae, pixels[:, :, None])[:, :, 0]
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See :class:`Codec`."""
-        frames = (latents * self.deviation.to(latents) + self.mean.to(latents))[:, :, None]
-        pixels: Tensor = vae.decode(frames).sample[:, :, 0]
-        return pixels
+        return super().decode(vae, latents[:, :, None])[:, :, 0]
+
+
+class TemporalDecoderCodec(FrameCodec):
+    """``AutoencoderKLTemporalDecoder`` (SVD): frames are encoded each by itself, and those of a clip decoded together.
+
+    Args:
+        vae: read for its configuration only.
+    """
+
+    _TOGETHER = 4  # frames encoded at once: the maps of a clip at 576x1024 would take gigabytes
+
+    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 2 channels, F, h, w)."""
+        parts = [KLCodec.moments(self, vae, part) for part in fold(pixels).split(self._TOGETHER)]
+        return unfold(torch.cat(parts), pixels.shape[2])
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See :class:`Codec`; (B, 3, F, H, W), clip by clip."""
+        clips = [vae.decode(fold(clip) / self.scaling, num_frames=clip.shape[2]).sample for clip in latents.split(1)]
+        return unfold(torch.cat(clips), latents.shape[2])

@@ -15,5 +15,6 @@ def flow_process(scheduler: Mapping[str, Any], model_time_scale: float) -> Recti
     training timesteps are not shifted.
     """
     dynamic = bool(scheduler.get("use_dynamic_shifting"))
-    shift = 1.0 if dynamic else float(scheduler.get("shift") or 1.0)
+    # Solvers of other families (DPM-Solver, UniPC) call flow_shift what the schedulers made for flows call shift.
+    shift = 1.0 if dynamic else float(scheduler.get("flow_shift") or scheduler.get("shift") or 1.0)
     return RectifiedFlowProcess(shift=shift, model_time_scale=model_time_scale)

@@ -33,6 +33,10 @@ class PipelineMain:
     """
 
     family: str
+    #: whether it makes clips
+    video = False
+    #: what the context is made of: the ``caption``, or a clip's first ``frame``
+    context_reads = "caption"
     network_name = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     #: what the family's pipelines take, by name
@@ -48,6 +52,7 @@ class PipelineMain:
         self.pipeline, self.source, self.process, self.codec = pipeline, source, process, codec
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self.latent_channels, self.latent_factor = codec.channels, codec.factor
+        self.condition_latent_channels = codec.channels
         self.size_multiple = codec.factor * self.patch
         self._read_again: Callable[[], Any] | None = None
         self._offloaded, self._home = "none", torch.device("cpu")
@@ -79,6 +84,14 @@ class PipelineMain:
     def encode_unconditional(self) -> dict[str, Tensor]:
         """The empty caption's context, one row."""
         return self.encode_text([""])
+
+    def encode_frame(self, frames: Tensor, rate: Tensor, motion: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The family's, where ``context_reads`` is ``frame``."""
+        raise NotImplementedError
+
+    def latent_frames(self, frames: int) -> int:
+        """One for each, unless the family's autoencoder shortens clips."""
+        return frames
 
     def complete(self, context: Context, x_t: Tensor) -> Context:
         """The context as it is; families whose networks also want sizes, positions or a guidance vector add them."""

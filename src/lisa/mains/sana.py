@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lisa.common.errors import LisaError
 from lisa.core.precision import in_dtype_of
 from lisa.mains.base import Context
-from lisa.mains.checks import check_channels, check_encoders, check_flow, check_vae, scheduler_of
+from lisa.mains.checks import check_channels, check_encoders, check_flow_solver, check_vae, scheduler_of
 from lisa.mains.codec import DCCodec
 from lisa.mains.flow import flow_process
 from lisa.mains.loading import Layout
@@ -42,10 +42,7 @@ class SanaMain(PipelineMain):
     def __init__(self, pipeline: Any, source: str) -> None:
         _check_pipeline(pipeline, source)
         self.patch = int(pipeline.transformer.config.patch_size)
-        config = pipeline.scheduler.config
-        # DPM-Solver calls flow_shift what the schedulers made for flows call shift.
-        named = {"shift": config["flow_shift"]} if "flow_shift" in config else {}
-        process = flow_process({**config, **named}, model_time_scale=1000.0)
+        process = flow_process(pipeline.scheduler.config, model_time_scale=1000.0)
         super().__init__(pipeline, source, process, DCCodec(pipeline.vae))
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -96,31 +93,15 @@ def load_sana(source: str, **options: Any) -> SanaMain:
     layout = Layout(
         pipelines=("SanaPipeline", "SanaPAGPipeline", "SanaControlNetPipeline"),
         network="transformer",
-        check_scheduler=check_sana_scheduler,
+        check_scheduler=check_flow_solver,
         optional=("text_encoder", "tokenizer"),
     )
     return SanaMain.load(layout, source, **options)
 
 
-def check_sana_scheduler(scheduler: Mapping[str, Any], source: str) -> None:
-    """Refuse a scheduler that is none of a flow; DPM-Solver is one where it is set up so.
-
-    Raises:
-        LisaError: it is of another family.
-    """
-    if scheduler.get("prediction_type") == "flow_prediction" and scheduler.get("use_flow_sigmas"):
-        return
-    if str(scheduler.get("_class_name")).startswith("DPMSolver"):
-        raise LisaError(
-            f"the scheduler of {source!r} is a DPM-Solver that is not set up for a flow",
-            'Sana needs "prediction_type": "flow_prediction" and "use_flow_sigmas": true in its configuration',
-        )
-    check_flow(scheduler, source)
-
-
 def _check_pipeline(pipeline: Any, source: str) -> None:
     """What can only be told once the model is there."""
-    check_sana_scheduler(scheduler_of(pipeline), source)
+    check_flow_solver(scheduler_of(pipeline), source)
     check_encoders(pipeline, source, SanaMain.text_encoders)
     config = pipeline.transformer.config
     for name, (plain, why) in _PLAIN.items():

@@ -21,6 +21,7 @@ class Inputs:
     """What both passes see: ``x_t`` (B, C, h, w), process time ``t`` (B,), ``context``, ``condition``.
 
     The condition is what the side network reads: pixels (B, 3 n, H, W) in 0..1, n pictures stacked, or their latents.
+    Of clips ``x_t`` is (B, C, f, h, w), the condition (B, 3 n, F, H, W) or their latents; ``t`` is (B,) all the same.
     """
 
     x_t: Tensor
@@ -84,8 +85,12 @@ class Pair:
         check_frozen(self.main.network)
         return self._main(self._completed(inputs))
 
+    def scaled(self, inputs: Inputs) -> Tensor:
+        """``x_t`` at the scale at which networks, and decoders that read it, are given it."""
+        return self.main.process.model_input(inputs.x_t, inputs.t)
+
     def read_condition(self, pixels: Tensor) -> Tensor:
-        """Pixels of a condition (B, 3 n, H, W) in 0..1 to what the side network reads."""
+        """Pixels of a condition (B, 3 n, H, W), of clips (B, 3 n, F, H, W), in 0..1 to what the side network reads."""
         return self.main.encode_condition(pixels) if self.side.reads == "latents" else pixels
 
     def _completed(self, inputs: Inputs) -> Inputs:
@@ -102,7 +107,8 @@ class Pair:
             return self._main(inputs, residuals)
 
     def _residuals(self, inputs: Inputs) -> Any:
-        return self.side.forward(inputs.x_t, self.main.process.model_time(inputs.t), inputs.context, inputs.condition)
+        time = self.main.process.model_time(inputs.t)
+        return self.side.forward(self.scaled(inputs), time, inputs.context, inputs.condition)
 
     @property
     def call(self) -> PipelineCall:
@@ -112,6 +118,10 @@ class Pair:
     def pipeline(self, side_module: nn.Module | None = None) -> Any:
         """The diffusers pipeline around this main network and ``side_module`` (default: ours)."""
         return self.spec.pipeline(self.main, side_module if side_module is not None else self.side.module)
+
+
+#: What pipelines of clips that go on from a picture take where nothing is said: frames per second, and how much moves.
+FRAME_RATE, MOTION = 7.0, 127.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,10 @@ class PipelineCall:
         container: class of diffusers in which the pipeline takes several side networks at once, with lists of condition
             pictures and of scales; None where it has none.
         agree: what of their configurations must then be the same: pipeline or container go by the first one's.
+        clips: whether it makes clips: the condition is a list of frames.
+        begins: what clips are made of: a ``prompt``, or the ``frame`` that they begin with.
+        joins: the method of a side network that makes, of the main network's folder, what the pipeline takes as
+            ``network``, where that is both in one; empty: it takes the side network itself.
     """
 
     image: str = "image"
@@ -144,6 +158,9 @@ class PipelineCall:
     takes_tensors: bool = False
     container: str | None = None
     agree: tuple[str, ...] = ()
+    clips: bool = False
+    begins: str = "prompt"
+    joins: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,5 +7,5 @@ UNSUPPORTED = {
     "UNetControlNetXSModel": "diffusers has deprecated its pipelines (pipelines/deprecated) and will drop them",
     "CosmosControlNetModel": "its pipeline will not run without NVIDIA's guardrail models, so that nothing trained for "
     "it could be checked here",
-    "SparseControlNetModel": "replaces x_t by zeros and belongs to a video UNet (AnimateDiff); video is not there yet",
+    "SparseControlNetModel": "replaces x_t by zeros and reads a few key frames, whose mask no source of data gives",
 }

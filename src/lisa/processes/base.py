@@ -16,7 +16,7 @@ class ForwardProcess(Protocol):
     score, the gradient of log p(c | x_t) by x_t (arXiv 2606.27192).
     """
 
-    prediction: str  # "epsilon", "v_prediction" or "flow"
+    prediction: str  # "epsilon", "v_prediction", "flow" or "edm"
 
     def sample_timesteps(self, u: Tensor) -> Tensor:
         """Training timesteps from uniform numbers ``u`` (B,) in (0, 1)."""
@@ -26,6 +26,9 @@ class ForwardProcess(Protocol):
 
     def x_t(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The noisy sample, (B, ...)."""
+
+    def model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noisy sample at the scale at which networks are given it, (B, ...)."""
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the model is trained to predict, (B, ...)."""

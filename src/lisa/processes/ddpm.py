@@ -56,6 +56,10 @@ class DDPMProcess:
         alpha, sigma = (per_sample(each, x0) for each in self.alpha_sigma(t))
         return alpha * x0 + sigma * noise
 
+    def model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """``x_t`` itself."""
+        return x_t
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """``noise`` (epsilon) or ``alpha noise - sigma x_0`` (v, arXiv 2202.00512 appendix D)."""
         if self.prediction == "epsilon":

@@ -62,6 +62,10 @@ class RectifiedFlowProcess:
         alpha, sigma = (per_sample(each, x0) for each in self.alpha_sigma(t))
         return alpha * x0 + sigma * noise
 
+    def model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """``x_t`` itself."""
+        return x_t
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """``noise - x_0``, the path's velocity."""
         return noise - x0

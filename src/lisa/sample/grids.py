@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from lisa.common.files import atomic_write
 from lisa.data.samples import unstack_pictures
 
-_GAP, _HEAD, _SCALE = 4, 12, 2  # of a labelled grid, in pixels before it is enlarged
+#: Between the pictures of a labelled grid, and above them for the titles: in pixels before it is enlarged.
+GAP, HEAD = 4, 12
+_SCALE = 2
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: int = 1) -> Image.Image:
@@ -28,9 +30,9 @@ def grid(pictures: Sequence[np.ndarray], columns: int, *, gap: int = 2, scale: i
 
 def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, scale: int = _SCALE) -> Image.Image:
     """A grid of rows with a title above each column."""
-    body = grid([picture for row in rows for picture in row], len(titles), gap=_GAP, scale=scale)
+    body = grid([picture for row in rows for picture in row], len(titles), gap=GAP, scale=scale)
     font = ImageFont.load_default(size=max(11, 7 * scale))
-    head = _HEAD * scale
+    head = HEAD * scale
     image = Image.new("RGB", (body.width, body.height + head), "white")
     image.paste(body, (0, head))
     draw = ImageDraw.Draw(image)
@@ -42,7 +44,7 @@ def labelled_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *
 
 def grid_layout(titles: Sequence[str], scale: int = _SCALE) -> dict[str, object]:
     """How the columns of a :func:`labelled_grid` lie, for those who cut it up: titles, head and gap in pixels."""
-    return {"columns": list(titles), "head": _HEAD * scale, "gap": _GAP * scale}
+    return {"columns": list(titles), "head": HEAD * scale, "gap": GAP * scale}
 
 
 def titled_rows(

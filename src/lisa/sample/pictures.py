@@ -1,4 +1,4 @@
-"""Sampling pictures with a diffusers pipeline, one seed per picture, so that a batch gives what single calls give."""
+"""Sampling pictures and clips with a diffusers pipeline, one seed each: a batch gives what single calls give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from lisa.common.errors import LisaError
+from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
+from lisa.pairs.base import FRAME_RATE, MOTION
 from lisa.sample.precision import in_own_precision
 
 
@@ -25,7 +27,13 @@ class Request:
     """One picture to make.
 
     ``condition`` is uint8 (H, W, 3) at the size of the picture, (H, W, 3 n) for n stacked ones; ``others`` are those of
-    the second side network and the further ones, where several are used together.
+    the second side network and the further ones, where several are used together. Of a clip ``condition`` is
+    (F, H, W, 3 n).
+
+    Attributes:
+        frame: uint8 (H, W, 3), with which the clip begins, of models that go on from a picture; they read no prompt.
+        rate: frames per second of a clip; these models are told it.
+        motion: how much moves, as they count it.
     """
 
     key: str
@@ -33,11 +41,24 @@ class Request:
     condition: np.ndarray
     seed: int
     others: tuple[np.ndarray, ...] = ()
+    frame: np.ndarray | None = None
+    rate: float = FRAME_RATE
+    motion: float = MOTION
 
     @property
     def conditions(self) -> tuple[np.ndarray, ...]:
         """One per side network."""
         return (self.condition, *self.others)
+
+    @classmethod
+    def of(cls, sample: Sample, seed: int, call: PipelineCall, prompt: str | None = None) -> Request:
+        """What a sample asks for: its condition, under its caption (or ``prompt``), or from its first frame on."""
+        assert sample.condition is not None, "check_source refuses sources without conditions"
+        words = sample.caption if prompt is None else prompt
+        pace = {"rate": sample.rate, "motion": sample.motion}
+        told = {name: value for name, value in pace.items() if value is not None}
+        frame = np.ascontiguousarray(sample.image[0]) if call.begins == "frame" else None
+        return cls(sample.key, words, sample.condition, seed, frame=frame, **told)
 
 
 @dataclass(frozen=True)
@@ -54,12 +75,25 @@ class SamplerSettings:
 
 
 def fast_scheduler(pipeline: Any) -> None:
-    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Flow models keep their own."""
+    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps.
+
+    EDM models keep their own scheduler, and so do flows whose scheduler has no ``beta_schedule`` (Euler's). UniPC's and
+    DPM's configurations have one, and tell flow and shift as well: there DPM-Solver++ solves the same flow.
+    """
     from diffusers import DPMSolverMultistepScheduler
 
-    if "beta_schedule" in pipeline.scheduler.config:
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    config = pipeline.scheduler.config
+    if "beta_schedule" in config and config.get("timestep_type") != "continuous":
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config)
     pipeline.set_progress_bar_config(disable=True)
+
+
+def sample_requests(
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
+) -> Iterator[tuple[Request, np.ndarray]]:
+    """:func:`sample_clips` or :func:`sample_pictures`, whichever the pipeline makes."""
+    sample = sample_clips if call.clips else sample_pictures
+    yield from sample(pipeline, requests, settings, call)
 
 
 @torch.no_grad()
@@ -91,6 +125,50 @@ def sample_pictures(
                 **call.more,
             ).images
         yield from zip(chosen, _to_bytes(np.asarray(images), chosen), strict=True)
+
+
+@torch.no_grad()
+def sample_clips(
+    pipeline: Any, requests: Sequence[Request], settings: SamplerSettings, call: PipelineCall
+) -> Iterator[tuple[Request, np.ndarray]]:
+    """Clips (uint8, F x H x W x 3) for ``requests`` whose conditions are clips (uint8, F x H x W x 3), one by one:
+    diffusers' pipelines take the condition of one clip at a time.
+
+    Models that go on from a picture are given the request's ``frame`` instead of its prompt.
+
+    Raises:
+        BrokenPictures: a clip is not finite.
+    """
+    for request in requests:
+        frames, height, width = request.condition.shape[:3]
+        start, pace = _start(request)
+        with _seeded(request.seed), _as_loaded(pipeline), in_own_precision(pipeline, call.network):
+            clips = pipeline(
+                start,
+                height=height,
+                width=width,
+                num_frames=frames,
+                num_inference_steps=settings.steps,
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type="np",
+                **{call.image: _frames(request.condition), call.scale: settings.control_scale},
+                **pace,
+                **{call.guidance: settings.guidance + call.guidance_offset},
+                **call.more,
+            ).frames
+        yield request, _to_bytes(np.asarray(clips), [request])[0]
+
+
+def _start(request: Request) -> tuple[Any, dict[str, Any]]:
+    """What a clip is made of, the prompt or the picture that it goes on from; and how it then goes on."""
+    if request.frame is None:
+        return request.prompt, {}
+    return Image.fromarray(request.frame), {"fps": request.rate, "motion_bucket_id": request.motion}
+
+
+def _frames(condition: np.ndarray) -> Any:
+    """uint8 (F, H, W, 3) as pictures, (F, H, W, 3 n) as a tensor (F, 3 n, H, W) in 0..1."""
+    return [*map(Image.fromarray, condition)] if condition.shape[-1] == 3 else _tensor([*condition])
 
 
 def _to_bytes(images: np.ndarray, requests: Sequence[Request]) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lisa.core.precision import telling_parameter
 from lisa.core.replacing import replaced
 
 
@@ -26,8 +27,9 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
         pipeline: of diffusers.
         side: the name of its side network.
     """
-    network = getattr(pipeline, "transformer", None)
-    like = _weight(network if network is not None else pipeline.unet)
+    transformer = getattr(pipeline, "transformer", None)
+    network = transformer if transformer is not None else pipeline.unet
+    like = _weight(network)
     device, control, vae = like.device.type, getattr(pipeline, side), pipeline.vae
     autocast, half = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
@@ -50,7 +52,8 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        if autocast or _weight(control).dtype != like.dtype:
+        # Where both are in one model, it is of the main network's type.
+        if control is not network and (autocast or _weight(control).dtype != like.dtype):
             stack.enter_context(replaced(control, "forward", controlled(control.forward)))
         if _weight(vae).dtype != like.dtype:
             for name in ("encode", "decode"):
@@ -61,7 +64,9 @@ def in_own_precision(pipeline: Any, side: str) -> Iterator[None]:
 
 def _weight(module: nn.Module) -> Tensor:
     """A parameter that tells the device and the floating-point type."""
-    return next(parameter for parameter in module.parameters() if parameter.is_floating_point())
+    parameter = telling_parameter(module)
+    assert parameter is not None, "networks of pipelines have weights"
+    return parameter
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from lisa.core.decoder import MIN_CHANNELS
 from lisa.core.feature_tap import Select
 from lisa.core.layers import DryRun, unwrapped
 from lisa.core.residual import SignalToNoise
-from lisa.sides import flux, hunyuan, qwen, sana, sd3, zimage
+from lisa.sides import flux, hunyuan, qwen, sana, sd3, svd, wan_vace, zimage
 from lisa.sides.layers import layer_names, zeros_like
 
 _T = TypeVar("_T")
@@ -201,5 +201,8 @@ _DRY_RUNS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "SanaControlNetModel": sana.run_on_zeros,
     "QwenImageControlNetModel": qwen.run_on_zeros,
     "ZImageControlNetModel": zimage.run_on_zeros,
+    "SVDControlNet": svd.run_on_zeros,
+    "WanVACEBranch": wan_vace.run_on_zeros,
+    "WanVACETransformer3DModel": wan_vace.run_fused_on_zeros,
 }
 _SELECTS: dict[str, Select] = {"ZImageControlNetModel": zimage.image_tokens}

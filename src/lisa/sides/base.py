@@ -67,8 +67,8 @@ class SideNetwork(Protocol):
         """Channels of the pictures it reads: 3 for each of the stacked conditions."""
 
     def forward(self, x_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Any:
-        """Residuals for the main network. ``t`` is what the network's timestep argument takes; ``condition``: what
-        ``reads`` says.
+        """Residuals for the main network. ``x_t`` and ``t`` are what the network's arguments take (the process's
+        ``model_input`` and ``model_time``); ``condition``: what ``reads`` says.
         """
 
     def layers(self) -> list[Layer]:

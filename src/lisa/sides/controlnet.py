@@ -78,10 +78,11 @@ class ControlNetSide(DiffusersSide):
     def layers(self) -> list[Layer]:
         """Sizes follow from the configuration: each block but the last ends with a halving."""
         config = self.module.config
-        strides, stride = [1], 1
-        for i, _ in enumerate(config.block_out_channels):
-            strides += [stride] * config.layers_per_block
-            if i < len(config.block_out_channels) - 1:
+        strides, stride, depths = [1], 1, config.layers_per_block
+        levels = len(config.block_out_channels)
+        for i, depth in enumerate([depths] * levels if isinstance(depths, int) else depths):
+            strides += [stride] * depth
+            if i < levels - 1:
                 stride *= 2
                 strides.append(stride)
         strides.append(stride)

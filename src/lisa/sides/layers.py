@@ -19,6 +19,7 @@ _ATTRIBUTES = (
     ("single", "controlnet_single_blocks"),
     ("adapter", "adapter.body"),
     ("block", "control_layers.*.after_proj"),
+    ("block", "vace_blocks.*.proj_out"),
 )
 
 

@@ -1,15 +1,17 @@
-"""What is computed once and kept on disk: how much there is to write, whether it fits, and bfloat16 in files."""
+"""What is computed once and kept on disk: what it depends on, how much it is, whether it fits; bfloat16 in files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 from lisa.data.cache import ArrayCache, BuildAll, Shapes
@@ -28,6 +30,7 @@ class CacheJob:
     store: ArrayCache
     shapes: Shapes
     build: BuildAll
+    chunk: int = CHUNK  # rows that are computed at a time
 
 
 def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], None] | None = None) -> dict[str, Arrays]:
@@ -42,7 +45,7 @@ def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], No
         LisaError: the disk has not enough space; nothing has been written then.
     """
     _check_space({item: job.store.missing_bytes(job.shapes) for item, job in jobs.items()}, folder, say)
-    return {item: job.store.get_or_build_all(job.shapes, job.build, chunk=CHUNK) for item, job in jobs.items()}
+    return {item: job.store.get_or_build_all(job.shapes, job.build, chunk=job.chunk) for item, job in jobs.items()}
 
 
 def _check_space(sizes: Mapping[str, int], folder: Path, say: Callable[[str], None] | None) -> None:
@@ -62,6 +65,23 @@ def _check_space(sizes: Mapping[str, int], folder: Path, say: Callable[[str], No
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def modules_hash(modules: Sequence[nn.Module]) -> str:
+    """A hash of weights and configurations: the same model gives the same key wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for module in modules:
+        config = getattr(module, "config", {})
+        described = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        # Paths and versions say where a model came from, not what it computes.
+        plain = {
+            k: v for k, v in described.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")
+        }
+        digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:20]
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

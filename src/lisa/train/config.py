@@ -45,6 +45,11 @@ class ModelSettings(Settings):
         ge=0,
         description="Embedded guidance in training, of distilled networks (Flux.1 dev); empty: 3.5.",
     )
+    log_sigma: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Mean and standard deviation of ln(sigma) in training, of EDM models (SVD); empty: 0.7 and 1.6, "
+        "for 576x1024. Smaller clips want a smaller mean.",
+    )
 
     @field_validator("pair")
     @classmethod
@@ -94,16 +99,25 @@ class DataSettings(Settings):
     """Images, conditions and captions."""
 
     source: str = Field(
-        "scenes", description="scenes, a folder (images/, conditions/, captions), a parquet file, or a Hub name."
+        "scenes",
+        description="scenes, moving-scenes (clips), a folder (images/ or clips/, conditions/, captions), a parquet "
+        "file, or a Hub name.",
     )
     condition: str | list[str] = Field(
         "edges",
         description="What the conditions are; picks the scene drawing and the fidelity. Several are stacked.",
     )
     size: int | tuple[int, int] = Field(64, description="Pixels: side of a square, or [height, width].")
+    frames: int | None = Field(None, ge=2, description="Frames of a clip, for pairs that make video; empty: pictures.")
+    frame_rate: float | None = Field(
+        None, gt=0, description="Of them per second; empty: every frame of a clip (of moving-scenes: 8)."
+    )
+    short_clips: Literal["error", "repeat"] = Field(
+        "error", description="A clip with too few frames: an error, or its last frame repeated."
+    )
     crop: Literal["center", "random"] = Field("center", description="Crop; random is fixed per sample.")
     flip: bool = Field(False, description="Mirror image and condition in half of the visits.")
-    scenes: int = Field(8_000, ge=4, description="Number of scenes, where the source is scenes.")
+    scenes: int = Field(8_000, ge=4, description="Number of scenes, where the source is scenes or moving-scenes.")
     scenes_seed: int = Field(1, ge=0, description="Stream of scenes; the embedded models were pretrained on stream 0.")
     held_out: int = Field(64, ge=2, description="Samples never trained on, chosen by the hash of their names.")
     default_caption: str | None = Field(None, description="Caption of samples that have none; empty: an error.")
@@ -116,7 +130,7 @@ class DataSettings(Settings):
     cache: tuple[CacheItem, ...] = Field(
         ("latents", "text"),
         description="What is computed once and kept on disk: latents (of the conditions, too, where the side network "
-        "reads those), text, conditions.",
+        "reads those), text (or what is read off first frames), conditions.",
     )
     cache_dir: Path | None = Field(None, description="Folder of the cache; empty: OUT/cache.")
     workers: int = Field(0, ge=0, description="Processes that read and transform pictures.")
@@ -127,6 +141,12 @@ class DataSettings(Settings):
         if min(value if isinstance(value, tuple) else (value,)) < 16:
             raise ValueError("at least 16 pixels")
         return value
+
+    @model_validator(mode="after")
+    def _of_clips(self) -> DataSettings:
+        if self.frames is None and (self.frame_rate is not None or self.short_clips != "error"):
+            raise ValueError("frame_rate and short_clips are of clips; set data.frames too")
+        return self
 
     @field_validator("condition", "condition_column")
     @classmethod
@@ -203,7 +223,7 @@ class SampleSettings(Settings):
     guidance: float = Field(3.0, ge=0, description="Classifier-free guidance scale; 1: none.")
     control_scale: float = Field(1.0, ge=0, description="Scale of the side network's residuals.")
     count: int = Field(64, ge=2, description="Held-out samples for the final fidelity (at most data.held_out).")
-    batch_size: Positive = Field(16, description="Pictures sampled together.")
+    batch_size: Positive = Field(16, description="Pictures sampled together; clips are made one by one.")
 
 
 class TrainConfig(Settings):

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lisa.common.errors import LisaError
 from lisa.data.cache import ArrayCache, cache_key
-from lisa.data.samples import Source, captions_of
+from lisa.data.samples import HasWindows, Sample, Source, captions_of
 from lisa.data.transforms import PairedTransform
 from lisa.mains.base import Context, MainNetwork
 from lisa.train.batches import BatchPlan
-from lisa.train.caching import Arrays, CacheJob, from_array, run_jobs, to_array
+from lisa.train.caching import CHUNK, Arrays, CacheJob, modules_hash, run_jobs
+from lisa.train.contexts import CaptionContexts, Contexts, FrameContexts, pixels_to_tensor
 
-# Goes up when encoders compute, or files hold, something else for the same weights.
-_TEXT_FORMAT = 2
+__all__ = ["Batch", "EncodedData", "batches", "modules_hash"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,9 @@ class Batch:
     ``visits``: numbers that key the random draws (unique over the run); ``moments`` (B, 2 C, h, w): scaled posterior
     mean and standard deviation; ``condition`` (B, 3 n, H, W) in 0..1 for n stacked pictures, or the latent of one
     (B, C, h, w); ``context`` of the captions, ``empty`` of no caption.
+
+    Of clips: ``moments`` (B, 2 C, f, h, w); ``condition`` (B, 3 n, F, H, W) of every frame, or latents (B, C, f, h, w);
+    where the main network reads first frames, ``context`` is theirs, and ``empty`` has only what is dropped of it.
     """
 
     visits: list[int]
@@ -45,13 +46,17 @@ class Batch:
 class EncodedData:
     """A source, encoded for a main network.
 
+    Where nothing that is made of pixels is cached and ``transform.windows`` says so, every visit sees another stretch
+    of a longer clip; else all see its middle.
+
     Args:
-        source: the samples.
+        source: the samples; for a main network that makes clips, clips of as many frames each.
         main: encodes them; its encoders are used only while something is not cached.
         transform: crop and flip.
         cache: the folder of caches.
         cached: which of ``latents``, ``text`` and ``conditions`` are computed once and kept; with ``latents`` those of
             the conditions, too, where the side network reads them: else the autoencoder would run at every step.
+            ``text`` is the context, also where it is made of first frames.
         reads: what the side network reads: ``pixels`` of the condition, or their ``latents``.
         conditions: how many condition pictures of a sample are stacked.
         say: is told how much there is to write before a long caching starts.
@@ -78,70 +83,82 @@ class EncodedData:
             transform.size, transform.crop, False, transform.seed, transform.condition_resample
         )
         self.captions = captions_of(source)
+        self._frames = (len(source[0].image),) if main.video else ()
+        self._chunk = max(1, CHUNK // (self._frames or (1,))[0])  # samples that are encoded together
         self._cache = cache
+        framed = main.context_reads == "frame"
+        self._contexts: Contexts = (
+            FrameContexts(main, source, transform, self._sample, self.variants, self._chunk)
+            if framed
+            else CaptionContexts(main, self.captions)
+        )
+        self._windows = transform.windows and not set(cached) - (set() if framed else {"text"})
         jobs: dict[str, CacheJob] = {}
         if "latents" in cached:
             jobs["latents"] = self._moments_job()
         if "conditions" in cached or (reads == "latents" and "latents" in cached):
             jobs["conditions"] = self._conditions_job()
         if "text" in cached:
-            jobs["text"] = self._text_job()
+            jobs["text"] = self._contexts.job(cache)
         arrays = run_jobs(jobs, cache, say)
         self._moments = arrays["latents"]["moments"] if "latents" in arrays else None
         self._conditions = next(iter(arrays["conditions"].values())) if "conditions" in arrays else None
-        self._contexts = arrays.get("text")
+        self._contexts.arrays = arrays.get("text")
         self.empty = {name: value.float().cpu() for name, value in main.encode_unconditional().items()}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of one sample: moments, or uint8 pixels where they are not cached; the condition, or its cached latent."""
-        mirrored = int(self.transform.flips(index, epoch))
-        if self._moments is not None and self._conditions is not None:
-            return self._moments[index, mirrored], self._conditions[index, mirrored]
-        image, condition = self._pixels(index, mirrored)
-        return image if self._moments is None else self._moments[index, mirrored], condition
+    def read(self, index: int, epoch: int) -> tuple[np.ndarray, ...]:
+        """Of one sample: moments, or uint8 pixels where they are not cached; the condition, or its cached latent.
 
-    def collate(
-        self, visits: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device
-    ) -> Batch:
+        And what its context is made of, where that is neither known nor cached.
+        """
+        mirrored = int(self.transform.flips(index, epoch))
+        reads_frame = isinstance(self._contexts, FrameContexts) and self._contexts.arrays is None
+        if self._moments is not None and self._conditions is not None and not reads_frame:
+            return self._moments[index, mirrored], self._conditions[index, mirrored]
+        sample = self._sample(index, mirrored, epoch)
+        assert sample.condition is not None, "_sample sees to it"
+        first = sample.image if self._moments is None else self._moments[index, mirrored]
+        condition = sample.condition if self._conditions is None else self._conditions[index, mirrored]
+        return (first, condition, *(self._contexts.read(sample) if reads_frame else ()))
+
+    def collate(self, visits: Sequence[int], parts: Sequence[tuple[np.ndarray, ...]], device: torch.device) -> Batch:
         """Put samples together and encode what is not cached."""
         first = torch.from_numpy(np.stack([part[0] for part in parts]))
         condition = torch.from_numpy(np.stack([part[1] for part in parts])).to(device)
         if condition.dtype == torch.uint8:
             condition = self._condition(condition)
-        moments = first if self._moments is not None else self.main.encode_moments(_pixels_to_tensor(first, device))
+        moments = first if self._moments is not None else self.main.encode_moments(pixels_to_tensor(first.to(device)))
         return Batch(
             visits=list(visits),
             # An encoder may answer channels last, and convolutions round differently then.
             moments=moments.to(device, torch.float32).contiguous(),
             condition=condition.to(device),
-            context=self.context([visit % len(self) for visit in visits], device),
+            context=self._contexts(visits, [part[2:] for part in parts], device),
             empty={name: value.to(device) for name, value in self.empty.items()},
         )
 
-    def context(self, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """The encoded captions of some samples."""
-        if self._contexts is None:
-            encoded = self.main.encode_text([self.captions[i] for i in indices])
-            return {name: value.to(device) for name, value in encoded.items()}
-        rows = [self._rows[self.captions[i]] for i in indices]
-        return {name: from_array(array[rows], self._kinds[name]).to(device) for name, array in self._contexts.items()}
-
-    def _pixels(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = self.source[index]
+    def _sample(self, index: int, mirrored: int, epoch: int = 0) -> Sample:
+        """A sample as it is encoded."""
+        if self._windows and isinstance(self.source, HasWindows):
+            sample = self.source.window(index, self.transform.start(index, epoch, self.source.spare(index)))
+        else:
+            sample = self.source[index]
         image, condition = self._still(sample.image, sample.condition, index)
         assert condition is not None, "check_source refuses sources without conditions"
-        return (image[:, ::-1].copy(), condition[:, ::-1].copy()) if mirrored else (image, condition)
+        if mirrored:
+            image, condition = image[..., ::-1, :].copy(), condition[..., ::-1, :].copy()
+        return replace(sample, image=image, condition=condition, truth=None)
 
     def _moments_job(self) -> CacheJob:
         def encode(rows: slice) -> Arrays:
             variants = []
             for mirrored in range(self.variants):
-                images = np.stack([self._pixels(i, mirrored)[0] for i in range(rows.start, rows.stop)])
+                images = np.stack([self._sample(i, mirrored).image for i in range(rows.start, rows.stop)])
                 device = next(self.main.network.parameters()).device
-                variants.append(self.main.encode_moments(_pixels_to_tensor(torch.from_numpy(images), device)))
+                variants.append(self.main.encode_moments(pixels_to_tensor(torch.from_numpy(images).to(device))))
             return {"moments": torch.stack(variants, 1).float().cpu().numpy()}
 
         shape = (len(self), self.variants, 2 * self.main.latent_channels, *self._latent_size())
@@ -152,12 +169,12 @@ class EncodedData:
             variants=self.variants,
             encoder=modules_hash(self.main.encoder_modules("image")),
         )
-        return CacheJob(ArrayCache(self._cache, key), {"moments": (shape, np.float32)}, encode)
+        return CacheJob(ArrayCache(self._cache, key), {"moments": (shape, np.float32)}, encode, self._chunk)
 
     def _conditions_job(self) -> CacheJob:
         def read(rows: slice) -> np.ndarray:
             numbers = range(rows.start, rows.stop)
-            return np.stack([[self._pixels(i, m)[1] for m in range(self.variants)] for i in numbers])
+            return np.array([[self._sample(i, m).condition for m in range(self.variants)] for i in numbers])
 
         def encode(rows: slice) -> Arrays:
             pixels = torch.from_numpy(read(rows))
@@ -171,61 +188,28 @@ class EncodedData:
         }
         if self.reads == "pixels":
             store = ArrayCache(self._cache, cache_key(kind="conditions", **facts))
-            size = (len(self), self.variants, *self.transform.size, 3 * self.conditions)
-            return CacheJob(store, {"conditions": (size, np.uint8)}, lambda rows: {"conditions": read(rows)})
+            size = (len(self), self.variants, *self._frames, *self.transform.size, 3 * self.conditions)
+            shapes = {"conditions": (size, np.uint8)}
+            return CacheJob(store, shapes, lambda rows: {"conditions": read(rows)}, self._chunk)
         encoder = modules_hash(self.main.encoder_modules("image"))
         store = ArrayCache(self._cache, cache_key(kind="condition latents", encoder=encoder, **facts))
-        shape = (len(self), self.variants, self.main.latent_channels, *self._latent_size())
-        return CacheJob(store, {"condition_latents": (shape, np.float32)}, encode)
+        shape = (len(self), self.variants, self.main.condition_latent_channels, *self._latent_size())
+        return CacheJob(store, {"condition_latents": (shape, np.float32)}, encode, self._chunk)
 
     def _condition(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3 n) to what the side network reads."""
-        unit = pixels.permute(0, 3, 1, 2).float() / 255
+        """uint8 (B, H, W, 3 n), or (B, F, H, W, 3 n), to what the side network reads."""
+        unit = pixels.movedim(-1, 1).float() / 255
         return unit if self.reads == "pixels" else self.main.encode_condition(unit)
 
-    def _latent_size(self) -> tuple[int, int]:
-        height, width = self.transform.size
-        return height // self.main.latent_factor, width // self.main.latent_factor
-
-    def _text_job(self) -> CacheJob:
-        """One row per different caption; each array in the type that the encoders, run as in training, give it in."""
-        different = sorted(set(self.captions))
-        self._rows = {caption: row for row, caption in enumerate(different)}
-        encoder = modules_hash(self.main.encoder_modules("text"))
-        key = cache_key(kind="text", format=_TEXT_FORMAT, captions=different, encoder=encoder)
-        examples = self.main.encode_text([""])
-        self._kinds = {name: example.dtype for name, example in examples.items()}
-
-        def encode(rows: slice) -> Arrays:
-            return {name: to_array(value) for name, value in self.main.encode_text(different[rows]).items()}
-
-        shapes = {
-            name: ((len(different), *example.shape[1:]), to_array(example).dtype) for name, example in examples.items()
-        }
-        return CacheJob(ArrayCache(self._cache, key), shapes, encode)
-
-
-def modules_hash(modules: Sequence[nn.Module]) -> str:
-    """A hash of weights and configurations: the same model gives the same key wherever it was loaded from."""
-    digest = hashlib.sha256()
-    for module in modules:
-        config = getattr(module, "config", {})
-        described = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        # Paths and versions say where a model came from, not what it computes.
-        plain = {
-            k: v for k, v in described.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")
-        }
-        digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:20]
+    def _latent_size(self) -> tuple[int, ...]:
+        frames = [self.main.latent_frames(count) for count in self._frames]
+        return (*frames, *[side // self.main.latent_factor for side in self.transform.size])
 
 
 class _Visits(Dataset[tuple[int, Any]]):
     """What worker processes read: a visit is ``epoch * count + index``."""
 
-    def __init__(self, read: Callable[[int, int], tuple[np.ndarray, np.ndarray]], count: int) -> None:
+    def __init__(self, read: Callable[[int, int], tuple[np.ndarray, ...]], count: int) -> None:
         self.read, self.count = read, count
 
     def __getitem__(self, visit: int) -> tuple[int, Any]:
@@ -265,8 +249,3 @@ class _Plan:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self.plan.start_at(self.start)
-
-
-def _pixels_to_tensor(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3) to -1..1 (B, 3, H, W)."""
-    return images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

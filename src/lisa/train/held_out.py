@@ -118,7 +118,7 @@ class HeldOutMeter:
             else:
                 with self.aligner.observing():
                     prediction = self.pair.predict(inputs)
-                    terms = self.aligner(target, prediction.prior, time, x_t=inputs.x_t)
+                    terms = self.aligner(target, prediction.prior, time, x_t=self.pair.scaled(inputs))
         assert prediction.prior is not None
         sums = SampleSums.of(target, prediction.prior, prediction.controlled, terms)
         if not shuffled:

@@ -124,7 +124,7 @@ class ControlStep:
         if options.shuffled:
             target, prior = target.roll(1, 0), prior.roll(1, 0)
         time = self.pair.main.process.decoder_time(inputs.t)
-        return self.align(target, prior, time, x_t=inputs.x_t, share=1 / options.noises)
+        return self.align(target, prior, time, x_t=self.pair.scaled(inputs), share=1 / options.noises)
 
     def _set_weight(self, step: int) -> bool:
         """Whether this step is aligned."""
@@ -135,9 +135,14 @@ class ControlStep:
 
 
 def drop_captions(context: Context, empty: Context, dropped: Tensor) -> dict[str, Tensor]:
-    """``context`` with the rows where ``dropped`` (B,) is true replaced by ``empty`` (1, ...)."""
+    """``context`` with the rows where ``dropped`` (B,) is true replaced by ``empty`` (1, ...).
+
+    Names that ``empty`` has not are left alone: they are the same in the unconditional pass.
+    """
     return {
         name: torch.where(dropped.reshape(-1, *[1] * (value.ndim - 1)), empty[name].to(value), value)
+        if name in empty
+        else value
         for name, value in context.items()
     }
 

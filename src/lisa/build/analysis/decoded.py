@@ -12,6 +12,7 @@ import torch
 
 from lisa.build import parts
 from lisa.build.analysis.features import Encoded, FeatureReader, Level
+from lisa.build.analysis.film import film
 from lisa.common.errors import LisaError
 from lisa.common.intervals import bootstrap_mean
 from lisa.common.runfolder import RunFolder
@@ -25,7 +26,10 @@ DRAWS = 16  # of the noise, per picture
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the first samples at one level, each (B, C, h, w): of the first noise, and means over :data:`DRAWS` noises."""
+    """Of the first samples at one level, each (B, C, h, w): of the first noise, and means over :data:`DRAWS` noises.
+
+    Of clips (B, C, h, f w), the frames from left to right.
+    """
 
     residual: np.ndarray
     mean_residual: np.ndarray
@@ -85,8 +89,8 @@ def decoded_scores(
     residuals, decoded = [], []
     for first in range(0, len(jobs), reader.batch):
         terms = _decode(aligner, reader, samples, level, jobs[first : first + reader.batch])
-        residuals.append(terms.residual.cpu())
-        decoded.append(torch.stack(list(terms.decoded.values())).mean(0).float().cpu())
+        residuals.append(film(terms.residual.cpu()))
+        decoded.append(film(torch.stack(list(terms.decoded.values())).mean(0).float().cpu()))
     true, read = (torch.cat(each).unflatten(0, (DRAWS, count)).numpy() for each in (residuals, decoded))
     return Scores(residual=true[0], mean_residual=true.mean(0), decoded=read[0], mean_decoded=read.mean(0))
 
@@ -105,7 +109,8 @@ def _decode(
     target = process.target(samples.latents[rows].to(reader.device), noise.to(reader.device), inputs.t)
     with aligner.observing():
         prediction = reader.pair.predict(inputs)
-        terms: AlignmentTerms = aligner(target, prediction.prior, process.decoder_time(inputs.t), x_t=inputs.x_t)
+        x_t, time = reader.pair.scaled(inputs), process.decoder_time(inputs.t)
+        terms: AlignmentTerms = aligner(target, prediction.prior, time, x_t=x_t)
     return terms
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lisa.build import parts
+from lisa.build.analysis.film import film, picture_film
 from lisa.common.errors import LisaError
 from lisa.core.decoder import to_map
 from lisa.core.feature_tap import FeatureTap
+from lisa.core.frames import fold_feature, unfold
 from lisa.core.residual import likelihood_residual
 from lisa.data.samples import ByteArray, Subset
 from lisa.data.transforms import PairedTransform
@@ -27,7 +29,7 @@ from lisa.train.dataset import EncodedData
 
 _STEP = -2  # no training step and no held-out reading has this number
 
-#: Features by layer, each (B, C, h, w), fp32.
+#: Features by layer, each (B, C, h, w), fp32; of clips (B, C, h, f w), the frames from left to right.
 Features = dict[str, np.ndarray]
 
 
@@ -54,10 +56,10 @@ class Encoded:
 
     Attributes:
         name: which samples; keys their noise.
-        latents: (N, C, h, w).
+        latents: (N, C, h, w), or (N, C, f, h, w).
         conditions: what the side network reads, (N, ...).
-        context: what the captions became, each (N, ...).
-        pictures: the condition pictures, uint8 (H, W, 3 n).
+        context: what the captions became, or the first frames of clips that go on from them, each (N, ...).
+        pictures: the condition pictures, uint8 (H, W, 3 n); of clips (H, f W, 3 n), one for each latent frame.
         captions: in words.
     """
 
@@ -87,6 +89,8 @@ def encode(
     moments = torch.cat([each.moments.cpu() for each in batches])
     shape = (moments.shape[1] // 2, *moments.shape[2:])
     pictures = [sample.condition for sample in (seen[row] for row in range(len(seen))) if sample.condition is not None]
+    if pair.main.video:
+        pictures = [picture_film(picture, moments.shape[2]) for picture in pictures]
     return Encoded(
         name=name,
         latents=latents_from_moments(moments, draws.noise(_STEP, range(len(samples)), shape, f"{name}/posterior")),
@@ -161,7 +165,8 @@ class FeatureReader:
             for first in range(0, len(inputs.x_t), self.batch):
                 self.pair.run_side(_rows(inputs, slice(first, first + self.batch)))
                 for name, tap in taps.items():
-                    feature = to_map(tap.read(size), size).float().cpu()
+                    count = min(self.batch, len(inputs.x_t) - first)
+                    feature = _as_film(tap.read(size), inputs.x_t[:count], name).float().cpu()
                     if not feature.isfinite().all():
                         raise LisaError(f"the feature of layer {name!r} is not finite", "The training has diverged")
                     found.setdefault(name, []).append(feature.numpy())
@@ -184,6 +189,13 @@ class FeatureReader:
         finally:
             for tap in taps.values():
                 tap.remove()
+
+
+def _as_film(feature: Tensor, x_t: Tensor, layer: str) -> Tensor:
+    """A feature as a map per sample; of clips all frames in one."""
+    frames = x_t.shape[2] if x_t.ndim == 5 else 1
+    maps = to_map(fold_feature(feature, len(x_t), frames, layer), (x_t.shape[-2], x_t.shape[-1]))
+    return film(unfold(maps, frames)) if x_t.ndim == 5 else maps
 
 
 def _rows(inputs: Inputs, rows: slice) -> Inputs:

@@ -17,6 +17,7 @@ from lisa.analyse.sensitivity import distances
 from lisa.analyse.similarity import gram
 from lisa.analyse.words import bag, vocabulary
 from lisa.build.analysis.features import Encoded, FeatureReader, Features, Level
+from lisa.build.analysis.film import film
 
 _POSITIONS = 256  # of a layer, that probes and similarity look at; a fixed choice where it has more
 _FOLDS = 4  # of the inner validation
@@ -35,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is looked at, at one noise level: samples, and their residuals ``target - prior``, (N, C, h, w).
+    """What is looked at, at one noise level: samples, and their residuals ``target - prior``, shaped as latents.
 
     Probes are fitted on ``fit``, training samples; everything else is measured on ``held_out``.
     """
@@ -85,7 +86,7 @@ class _Mixed:
 
     features: Features
     rows: list[int]
-    pixels: Tensor  # of the conditions, (B, 3 n, H, W) in 0..1
+    pixels: Tensor  # of the conditions, (B, 3 n, H, W) in 0..1; of clips, as the noise, their frames side by side
     noise: Tensor
     words: np.ndarray
 
@@ -96,7 +97,7 @@ def _mixed(reader: FeatureReader, samples: Encoded, rows: Sequence[int], level: 
     inputs = reader.inputs(samples, level, condition=rows, picture=pictures, noise=noise, caption=captions)
     pixels = torch.from_numpy(np.stack([samples.pictures[row] for row in rows])).permute(0, 3, 1, 2).float() / 255
     given = bag([samples.captions[row] for row in captions], words)
-    return _Mixed(reader.read(inputs), list(rows), pixels, noise, given)
+    return _Mixed(reader.read(inputs), list(rows), pixels, film(noise), given)
 
 
 def _per_position(feature: np.ndarray, batch: _Mixed, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +216,7 @@ def _fit_scores(reader: FeatureReader, samples: Encoded, residuals: Tensor, leve
     for rows in _batches(len(samples), reader.batch):
         folds = np.array(rows) % _FOLDS
         for layer, feature in reader.read(reader.as_they_are(samples, rows, level)).items():
-            x, y = _at_cells(feature, [residuals[list(rows)]], reader.draws.seed)
+            x, y = _at_cells(feature, [film(residuals[list(rows)])], reader.draws.seed)
             for fold in np.unique(folds):
                 mine = folds == fold
                 _add(cells, layer, fold, Sums.of(x[mine].reshape(-1, x.shape[-1]), y[mine].reshape(-1, y.shape[-1])))
@@ -239,7 +240,7 @@ def _as_they_are(
     maps: dict[str, list[np.ndarray]] = {}
     for rows in _batches(len(samples), reader.batch):
         for layer, feature in reader.read(reader.as_they_are(samples, rows, level)).items():
-            x, y = _at_cells(feature, [residuals[list(rows)]], reader.draws.seed)
+            x, y = _at_cells(feature, [film(residuals[list(rows)])], reader.draws.seed)
             errors.setdefault(layer, []).append(probes[layer].errors(x, y))
             flat.setdefault(layer, []).append(x.reshape(len(rows), -1))
             maps.setdefault(layer, []).append(feature[: max(shown - rows.start, 0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lisa.build import parts
-from lisa.build.checks import choose_control_type, choose_guidance
+from lisa.build.checks import choose_control_type, choose_guidance, choose_log_sigma
 from lisa.build.chosen import choose_sides, differing, differing_models, read_run
 from lisa.common.errors import LisaError
 from lisa.common.files import explain_disk_errors
@@ -127,6 +127,7 @@ def load_main(config: TrainConfig, device: torch.device) -> MainNetwork:
     weights = Weights(getattr(torch, config.main_dtype))
     main = pair_spec(model.pair).load_main(parts.model_source(model), **files, weights=weights)
     choose_guidance(main, model.guidance)
+    choose_log_sigma(main, model.log_sigma)
     main.to(device)
     return main
 

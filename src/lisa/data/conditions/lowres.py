@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lisa.data.samples import ByteArray
-from lisa.data.scenes import block_mean
+
+
+def block_mean(image: NDArray[Any], factor: int) -> NDArray[np.float32]:
+    """Mean over blocks of ``factor`` x ``factor`` pixels; both sides of ``image`` (H, W, 3) are multiples of it."""
+    height, width, channels = image.shape
+    blocks = image.reshape(height // factor, factor, width // factor, factor, channels).astype(np.float32)
+    return blocks.mean((1, 3), dtype=np.float32)
 
 
 def small(image: ByteArray, factor: int = 8) -> NDArray[np.float32]:

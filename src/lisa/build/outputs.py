@@ -1,0 +1,74 @@
+"""Where generated pictures and clips lie, each with a stamp of all that decides what it looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from lisa.common.files import atomic_dir
+from lisa.data.images import read_note, save_png
+from lisa.data.video import frame_files
+from lisa.sample.clips import save_animation
+from lisa.sample.pictures import Request
+
+_STAMP = "lisa-generate"  # in the PNGs' text chunks
+
+
+class Outputs(Protocol):
+    """A folder of what was generated."""
+
+    def place(self, request: Request) -> Path:
+        """Where what was asked for lies, or will."""
+
+    def stamp(self, request: Request) -> str | None:
+        """What :meth:`write` was told for it; None where it is not there, or not whole."""
+
+    def write(self, request: Request, made: np.ndarray, stamp: str) -> None:
+        """Write it, whole or not at all."""
+
+
+class PictureFiles:
+    """``<key>.png`` each; see :class:`Outputs`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def place(self, request: Request) -> Path:
+        """A file."""
+        return self.out / f"{request.key}.png"
+
+    def stamp(self, request: Request) -> str | None:
+        """Of the file's text chunk."""
+        return read_note(self.place(request), _STAMP)
+
+    def write(self, request: Request, made: np.ndarray, stamp: str) -> None:
+        """``made``: uint8 (H, W, 3)."""
+        save_png(made, self.place(request), {_STAMP: stamp})
+
+
+class ClipFiles:
+    """A folder of frames ``<key>/`` each, and ``<key>.webp`` to look at; see :class:`Outputs`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def place(self, request: Request) -> Path:
+        """A folder."""
+        return self.out / request.key
+
+    def stamp(self, request: Request) -> str | None:
+        """Of the frames, all of which must be there and be made alike."""
+        folder = self.place(request)
+        stamps = [read_note(file, _STAMP) for file in frame_files(folder)] if folder.is_dir() else []
+        return stamps[0] if len(stamps) == len(request.condition) and len(set(stamps)) == 1 else None
+
+    def write(self, request: Request, made: np.ndarray, stamp: str) -> None:
+        """``made``: uint8 (F, H, W, 3)."""
+        place = self.place(request)
+        save_animation([Image.fromarray(frame) for frame in made], place.with_name(f"{place.name}.webp"), request.rate)
+        with atomic_dir(place) as folder:  # last: it says that the clip is done
+            for number, frame in enumerate(made):
+                save_png(frame, folder / f"{number:04d}.png", {_STAMP: stamp})

@@ -1,0 +1,108 @@
+"""Whole trainings on clips: samples, fidelity, caches, what is left behind; and interrupted ones."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lisa
+import runs
+from conformance import tiny_animatediff, tiny_svd, tiny_wan
+from lisa.build import parts
+from lisa.build.chosen import read_run
+from lisa.common.runfolder import RunFolder
+from lisa.data.samples import unstack_pictures
+from lisa.pairs import pair_spec
+
+FRAMES = 2
+FAMILIES = {
+    "svd-controlnet": (tiny_svd.make_folder, {}),
+    "wan-vace": (tiny_wan.make_folder, {"data__frames": 5, "side__depth": 3, "align__layer": "block.1"}),
+    "animatediff-controlnet": (tiny_animatediff.make_folder, {}),
+}
+CLIPS = {"data__source": "moving-scenes", "data__frames": FRAMES, "data__scenes": 6, "data__held_out": 2}
+FEW = {"log__samples": 1, "sample__count": 2, "train__batch_size": 1}
+
+
+def settings(out, name, folder, **changes):
+    raw = runs.settings(out, folder, **{**CLIPS, **FEW, **FAMILIES[name][1], **changes})
+    raw["model"]["pair"] = name
+    return raw
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = FAMILIES[name][0](tmp_path_factory.mktemp("models") / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_on_clips(name, folders, tmp_path):
+    out, spec = tmp_path / "run", pair_spec(name)
+    changes = {"log__fidelity_every": 2, "log__fidelity_samples": 2, "log__fidelity_share": None}
+    summary = lisa.train(
+        settings(out, name, folders(name), train__ema=0.9, log__samples_every=2, log__held_out_every=1, **changes),
+        quiet=True,
+    )
+    run = RunFolder(out)
+    assert summary["steps"] == 2 and all(event["alignment"] > 0 for event in run.read_events("train"))
+    assert len(list(run.read_events("held_out"))) >= 2
+
+    fidelity = summary["fidelity"]
+    assert fidelity["samples"] == 2 and fidelity["protocol"] == "scenes/edges/frames" and fidelity["gain"]
+    readings = list(run.read_events("fidelity"))
+    assert [reading["step"] for reading in readings] == [2] and (out / "best").is_dir()
+    assert summary["best"]["fidelity"]["value"] == readings[0]["edges"]["value"]
+
+    (drawn,) = run.read_events("samples")
+    sheet = out / "samples" / drawn["path"]
+    assert summary["picture"] == str(sheet)
+    columns = ["condition", "without control", "with control", "ground truth"]
+    assert drawn["grid"]["columns"] == columns
+    with Image.open(out / "samples" / drawn["animation"]) as moving:
+        assert moving.n_frames == read_run(out).data.frames and moving.size[0] < Image.open(sheet).size[0]
+    check_sheet(out, np.asarray(Image.open(sheet)), drawn["grid"])
+
+    package = importlib.import_module(spec.package)
+    _, found = getattr(package, spec.side_kind).from_pretrained(out / "side_network", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    card = (out / "side_network" / "README.md").read_text(encoding="utf-8")
+    assert "scenes/edges/frames" in card and "frames" in card and (out / "side_network" / "samples.png").is_file()
+    assert "](samples.webp)" in card
+    assert (out / "side_network" / "samples.webp").read_bytes() == (out / "samples" / drawn["animation"]).read_bytes()
+
+
+def check_sheet(out, sheet, layout):
+    """Condition and truth lie where the layout says, frame by frame."""
+    config = read_run(out)
+    data = parts.open_data(config.data, config.seed)
+    sample = parts.Still(data.held_out, data.transform)[0]
+    pitch = (sheet.shape[1] + layout["gap"]) / 4
+    for column, clip in ((0, unstack_pictures(sample.condition)[0]), (3, sample.image)):
+        for number, frame in enumerate(clip):
+            left = round(column * pitch) + 2 * number * 33
+            assert np.array_equal(sheet[layout["head"] :, left:][:64:2, :64:2], frame)
+
+
+def test_interrupted_is_uninterrupted(folders, tmp_path, monkeypatch):
+    """With contexts of first frames, and pixels, that are encoded on the way."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+
+    def raw(out, **more):
+        return settings(out, "svd-controlnet", folders("svd-controlnet"), data__cache=[], **more)
+
+    lisa.train(raw(whole), quiet=True)
+    with monkeypatch.context() as patch:
+        runs.signal_at(patch, 1)
+        assert lisa.train(raw(halves), quiet=True) is None
+    assert lisa.train(raw(halves, resume="latest"), quiet=True)["steps"] == 2
+    runs.assert_same(whole, halves)
