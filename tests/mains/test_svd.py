@@ -179,11 +179,11 @@ def test_weights_that_reach_nothing_are_frozen(main):
     assert len(frozen) == 4 * 2 * (2 + 1)  # in space and in time: of two layers and the middle block
 
 
-def test_the_noise_levels_of_training_can_be_set(folder, monkeypatch):
+def test_the_noise_levels_of_training_can_be_set(folder):
     """Of EDM models; others have none of that kind."""
-    monkeypatch.setattr(parts, "check_frames", lambda frames, main: None, raising=False)  # no data here
-    raw = {"model": {"path": str(folder), "pair": "svd-controlnet", "log_sigma": [-0.5, 1.2]}, "data": {"size": 32}}
-    config = TrainConfig.model_validate(raw)
+    model = {"path": str(folder), "pair": "svd-controlnet", "log_sigma": [-0.5, 1.2]}
+    data = {"source": "moving-scenes", "frames": 2, "size": 32}
+    config = TrainConfig.model_validate({"model": model, "data": data})
     for main in (parts.build_pair(config).main, load_main(config, torch.device("cpu"))):
         assert (main.process.log_mean, main.process.log_std) == (-0.5, 1.2)
     flow = SimpleNamespace(process=RectifiedFlowProcess(), source="flux")
