@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import lisa
 import runs
 from lisa.common.runfolder import RunFolder
+from lisa.core.held_out import ConditionGap
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 from lisa.train.step import ControlStep
@@ -151,3 +152,15 @@ def test_notes_about_the_data_are_said(sd_small, tmp_path, capsys):
     assert "note: " in captured.err and "constant" in captured.err and captured.out == ""
     assert "step 1/1" in captured.err and "loss" in captured.err
     assert summary["fidelity"]["protocol"] == "pictures/edges"
+
+
+def test_that_the_decoder_reads_nothing_is_noted(sd_small, tmp_path, monkeypatch, capsys):
+    """Of a decoder that ought to read: not of one that is let go, or taught at random."""
+    monkeypatch.setattr(ConditionGap, "decoder_reads_nothing", True)
+    for name, settings, noted in (
+        ("kept", {}, True),
+        ("let-go", {"align__schedule": "cosine"}, False),
+        ("random", {"align__target": "shuffled"}, False),
+    ):
+        notes = train(tmp_path / name, sd_small, **settings)["notes"]
+        assert bool(notes) is ("note: the decoder reads nothing" in capsys.readouterr().err) is noted

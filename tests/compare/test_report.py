@@ -195,6 +195,14 @@ def test_memory_is_the_accelerators_where_there_is_one(tmp_path):
     assert [arms[name]["peak_memory_mb"]["value"] for name in ("plain", "lisa")] == [300, 1000]
 
 
+def test_notes_of_the_trainings_are_passed_on(tmp_path):
+    for seed, found in ((0, ["its decoder reads nothing"]), (1, []), (2, ["its decoder reads nothing"])):
+        make_run(tmp_path, "plain", seed, saturating(100))
+        summary = make_run(tmp_path, "lisa", seed, saturating(50)) / "summary.json"
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"notes": found}))
+    assert "lisa, seed 0, 2: its decoder reads nothing." in notes(tmp_path)
+
+
 def test_averaged_weights_are_said(tmp_path):
     make_run(tmp_path, "plain", 0, saturating(100), settings={"train.ema": None})
     assert "train.ema" not in notes(tmp_path)

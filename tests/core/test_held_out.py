@@ -7,6 +7,7 @@ import torch
 from lisa.common.errors import LisaError
 from lisa.common.intervals import Interval
 from lisa.core import OnsetDetector, SampleSums, attach, condition_gap, derangement
+from lisa.core.held_out import ConditionGap
 from lisa.core.terms import idle_terms
 
 
@@ -165,3 +166,17 @@ def test_the_onset_survives_a_restart_that_repeats_a_reading() -> None:
     assert twin.observe(20, gap(0.1)) is None
     assert twin.observe(30, gap(0.1)) == 10
     assert twin.onset == 10
+
+
+@pytest.mark.parametrize(
+    ("gain", "r2", "unread"),
+    [
+        (Interval(0.2, 0.1, 0.3), Interval(0.0, -0.001, 0.001), True),
+        (Interval(0.2, 0.1, 0.3), Interval(0.03, 0.02, 0.04), False),
+        (Interval(0.2, 0.1, 0.3), Interval(0.0, -0.02, 0.02), False),  # not surely
+        (Interval(0.02, -0.1, 0.1), Interval(0.0, -0.001, 0.0), False),  # nor is there control
+        (Interval(0.2, 0.1, 0.3), Interval(math.nan, math.nan, math.nan), False),  # nor a decoder
+    ],
+)
+def test_whether_the_decoder_reads_nothing(gain, r2, unread):
+    assert ConditionGap(gain, gain, gain, r2, r2).decoder_reads_nothing is unread

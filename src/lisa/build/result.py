@@ -20,6 +20,7 @@ from lisa.build.card import write_run_card
 from lisa.build.launch import say
 from lisa.common.files import atomic_dir, write_json
 from lisa.common.runfolder import RunFolder
+from lisa.core.held_out import ConditionGap
 from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
@@ -35,6 +36,12 @@ from lisa.train.loop import LoopState
 _T = TypeVar("_T")
 
 TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
+
+#: A note of the summary; see :attr:`lisa.core.held_out.ConditionGap.decoder_reads_nothing`.
+UNREAD = (
+    "the decoder reads nothing off the side network's features (its R2 is 0 where control is not), so the alignment "
+    "did not help: try train.decoder_lr_multiplier=0.1, or another align.layer (docs/method.md, the learning meter)"
+)
 
 
 class Results:
@@ -165,6 +172,7 @@ class Results:
                 "onset": held_out.onset.onset,
                 "fidelity": fidelities.get(self.config.data.conditions[0]) if stacked == 1 else None,
                 "fidelities": fidelities,
+                "notes": self._notes(gap),
                 "best": self.best,
                 "skipped": state.skipped,
                 "seed": self.config.seed,
@@ -175,9 +183,17 @@ class Results:
                 "versions": {"lisa": lisa.__version__, "torch": torch.__version__, "python": platform.python_version()},
             }
             write_json(self.run_folder.summary, summary)
+            for note in summary["notes"]:
+                say(f"note: {note}")
             card = (self.run_folder.side_network, self.run_folder, self.config, state.step)
             write_run_card(*card, self.pair.call.more, summary)
         return broadcast_object_list([summary])[0]
+
+    def _notes(self, gap: ConditionGap) -> list[str]:
+        """What to know about the figures. A decoder that is let go, or taught at random, may read nothing."""
+        align = self.config.align
+        kept = align.schedule == "constant" and align.target == "likelihood"
+        return [UNREAD] if kept and gap.decoder_reads_nothing else []
 
     def _batch_size(self) -> int:
         """Samples per optimiser step, over all processes."""

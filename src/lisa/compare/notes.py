@@ -27,6 +27,7 @@ def notes(comparison: Comparison, level: Plateau | None) -> list[str]:
             "plateau, speed-up and onset, are of the raw weights; the side network, its fidelity and the "
             "figures at the end are of the average."
         )
+    found += _told_by_the_runs(comparison)
     for name, several in versions(comparison).items():
         if len(several) > 1:
             found.append(f"Runs were made with different versions of {name}: {', '.join(several)}.")
@@ -40,6 +41,15 @@ def versions(comparison: Comparison) -> dict[str, list[str]]:
         for name, version in (run.summary.get("versions") or {}).items():
             found.setdefault(name, set()).add(str(version))
     return {name: sorted(several) for name, several in found.items()}
+
+
+def _told_by_the_runs(comparison: Comparison) -> list[str]:
+    """What the trainings themselves noted, with who did."""
+    tellers: dict[tuple[str, str], list[str]] = {}
+    for run in comparison.runs.values():
+        for note in run.summary.get("notes") or []:
+            tellers.setdefault((run.arm, str(note)), []).append(str(run.seed))
+    return [f"{arm}, seed {', '.join(seeds)}: {note}." for (arm, note), seeds in tellers.items()]
 
 
 def _about_the_seeds(comparison: Comparison) -> list[str]:

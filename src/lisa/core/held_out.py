@@ -99,6 +99,15 @@ class ConditionGap:
         """Each as ``{"value", "low", "high"}``."""
         return {name: interval.to_json() for name, interval in vars(self).items()}
 
+    @property
+    def decoder_reads_nothing(self) -> bool:
+        """Whether control is there and the decoder's R2 is surely under a fiftieth of it: alignment did not help.
+
+        At learning rates far above the reference's, a decoder can silence all its hidden channels in its first steps
+        (what it adds is noise then, and less of it is the quickest gain) and not come back.
+        """
+        return self.control_gain.above_zero and self.decoder_r2.high < self.control_gain.value / 50
+
 
 def condition_gap(right: SampleSums, shuffled: SampleSums, *, seed: int = 0, n: int = 1000) -> ConditionGap:
     """The condition gap and its parts, with bootstrap intervals over samples.
