@@ -84,6 +84,10 @@ def make_run(
             "unit": "",
             "protocol": "scenes/edges",
             "samples": 48,
+            "metrics": {
+                name: {"with": interval(value), "without": interval(0.9), "unit": unit, "higher_is_better": higher}
+                for name, value, unit, higher in (("edge_f1", fidelity, "", True), ("flicker", 0.25, "F1", False))
+            },
         }
         summary = {
             "steps": steps,

@@ -95,6 +95,8 @@ def test_what_a_run_leaves(finished_run, sd_small):
     for name in ("with", "without", "gain"):
         assert summary["fidelity"][name].keys() == INTERVAL
     assert summary["fidelity"]["protocol"] == "scenes/edges" and summary["fidelity"]["samples"] == 2
+    beside = summary["fidelity"]["metrics"]["edge_f1"]
+    assert beside["with"] == summary["fidelity"]["with"] and beside["higher_is_better"] is True
     assert Path(summary["picture"]).is_file() and Path(summary["picture"]).parent == finished_run / "samples"
     assert summary["arm"] == "lisa" and summary["weights"] == "raw" and summary["skipped"] == 0
 

@@ -59,6 +59,9 @@ def test_training_on_clips(name, folders, tmp_path):
 
     fidelity = summary["fidelity"]
     assert fidelity["samples"] == 2 and fidelity["protocol"] == "scenes/edges/frames" and fidelity["gain"]
+    assert {"flicker", "warping_error"} <= fidelity["metrics"].keys() and fidelity["metrics"]["flicker"]["with"][
+        "low"
+    ] >= 0
     readings = list(run.read_events("fidelity"))
     assert [reading["step"] for reading in readings] == [2] and (out / "best").is_dir()
     assert summary["best"]["fidelity"]["value"] == readings[0]["edges"]["value"]

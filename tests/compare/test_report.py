@@ -70,6 +70,8 @@ def test_the_figures_are_those_of_the_curves(reported):
     assert arms["lisa"]["against_baseline"]["seconds_per_step"]["value"] == pytest.approx(1.25)
     assert arms["lisa"]["fidelity"]["value"] == pytest.approx(0.9)
     assert arms["lisa"]["against_baseline"]["fidelities"]["edges"]["value"] == pytest.approx(0.1)
+    beside = arms["lisa"]["fidelity"]["metrics"]["flicker"]
+    assert (beside["value"], beside["without"], beside["unit"], beside["higher_is_better"]) == (0.25, 0.9, "F1", False)
     assert arms["lisa"]["peak_memory_mb"]["value"] == 1000 and arms["lisa"]["settings"] == {"align.enabled": True}
     # The gap is at 10% of 0.4 where 1 - 2^(-s / half) is 0.1: at 0.152 half, read every 10 steps.
     assert arms["plain"]["onset"]["per_seed"] == [20, 20, 20, 20, 20]
@@ -103,6 +105,14 @@ def test_the_page_needs_no_other_file(reported):
     assert "{{" not in text and "None" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
 
 
+def test_what_else_was_judged_stands_beneath(reported):
+    """The fidelity's own metric is not told twice."""
+    for name in ("report.html", "report.md"):
+        text = (reported[0] / name).read_text("utf-8")
+        assert text.count("flicker (lower is better, F1)") == 1 and "edge_f1 (higher" not in text, name
+    assert "| lisa | 0.250 [0.250, 0.250] |\n" in text
+
+
 def test_samples_stand_side_by_side_at_equal_steps(reported):
     """Condition, no control, each arm's column of its own grid, truth: cut out of the grids without their margins."""
     page = Page()
@@ -127,7 +137,7 @@ def test_markdown_has_the_same_figures(reported):
     assert "{value:.2f} [{low:.2f}, {high:.2f}]".format(**value) in text
     assert (out / "curves.png").is_file() and "(curves.png)" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1 and "|---|" in table.splitlines()[1]
 

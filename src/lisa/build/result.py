@@ -36,6 +36,7 @@ from lisa.train.loop import LoopState
 _T = TypeVar("_T")
 
 TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
+ENDS = ("value", "low", "high")
 
 #: A note of the summary; see :attr:`lisa.core.held_out.ConditionGap.decoder_reads_nothing`.
 UNREAD = (
@@ -142,6 +143,11 @@ class Results:
             "unit": rule["fidelity_unit"],
             "protocol": rule["protocol"],
             "samples": rule["samples"],
+            "metrics": {
+                name: {side: {end: result["metrics"][name][end] for end in ENDS} for side, result in sides.items()}
+                | {about: figure[about] for about in ("unit", "higher_is_better")}
+                for name, figure in rule["metrics"].items()
+            },
         }
 
     def finish(self, state: LoopState, held_out: HeldOutMeter, elapsed: float) -> dict[str, Any]:

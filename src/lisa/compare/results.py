@@ -223,6 +223,21 @@ def _fidelity(runs: Mapping[int, Run], condition: str) -> dict[str, Any]:
         "without": float(np.mean(without)),
         **{name: facts[name] for name in ("metric", "unit", "protocol", "samples")},
         "condition": condition,
+        "metrics": _metrics([run.summary["fidelities"][condition].get("metrics") or {} for run in runs.values()]),
+    }
+
+
+def _metrics(of_runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What else was judged, means over the seeds; of metrics that every run has."""
+    return {
+        name: {
+            **(_interval([_number(metrics[name]["with"]["value"]) for metrics in of_runs]) or {}),
+            "without": float(np.mean([_number(metrics[name]["without"]["value"]) for metrics in of_runs])),
+            "unit": about["unit"],
+            "higher_is_better": about["higher_is_better"],
+        }
+        for name, about in of_runs[0].items()
+        if all(name in metrics for metrics in of_runs)
     }
 
 

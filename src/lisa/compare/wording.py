@@ -63,6 +63,18 @@ def amount(value: float | None, digits: int = 0) -> str:
     return "never" if value is None else f"{value:.{digits}f}"
 
 
+def metrics_of(summary: Mapping[str, Any], condition: str) -> dict[str, str]:
+    """What else was judged by a condition's protocol: name -> heading, with the unit and which way is better."""
+    found: dict[str, str] = {}
+    for row in summary["arms"]:
+        fidelity = row["fidelities"].get(condition, {})
+        for name, figure in fidelity.get("metrics", {}).items():
+            if name != fidelity["metric"]:
+                unit = f", {figure['unit']}" if figure["unit"] else ""
+                found[name] = f"{name} ({'higher' if figure['higher_is_better'] else 'lower'} is better{unit})"
+    return found
+
+
 def settings(values: Mapping[str, Any]) -> str:
     """``align.weight=1, align.layer=[down.5, mid]``."""
     return ", ".join(f"{name}={setting(value)}" for name, value in values.items())
