@@ -103,3 +103,12 @@ def test_only_pictures_need_one_size(monkeypatch):
         generation._check_sizes(requests, SimpleNamespace(video=False, size_multiple=16), [])
     with pytest.raises(LisaError, match="Both sides must be multiples of 32"):
         generation._check_sizes(requests, SimpleNamespace(video=True, size_multiple=32), [])
+
+
+def test_captions_are_asked_for_where_they_are_read(sd_small, tmp_path):
+    """Stable Video Diffusion reads the first frame, and no text."""
+    folder = {"data__source": str(tmp_path), "data__frames": 4}
+    assert config(sd_small, tmp_path, **folder, model__pair="svd-controlnet").data.default_caption == ""
+    given = config(sd_small, tmp_path, **folder, model__pair="svd-controlnet", data__default_caption="a cat")
+    assert given.data.default_caption == "a cat"
+    assert config(sd_small, tmp_path, **folder, model__pair="wan-vace").data.default_caption is None

@@ -120,7 +120,9 @@ class DataSettings(Settings):
     scenes: int = Field(8_000, ge=4, description="Number of scenes, where the source is scenes or moving-scenes.")
     scenes_seed: int = Field(1, ge=0, description="Stream of scenes; the embedded models were pretrained on stream 0.")
     held_out: int = Field(64, ge=2, description="Samples never trained on, chosen by the hash of their names.")
-    default_caption: str | None = Field(None, description="Caption of samples that have none; empty: an error.")
+    default_caption: str | None = Field(
+        None, description="Caption of samples that have none; empty: an error, where captions are read."
+    )
     image_column: str = Field("image", description="Column of the image (parquet, Hub).")
     condition_column: str | list[str] = Field(
         "conditioning_image", description="Column of the condition (parquet, Hub); one for each of several conditions."
@@ -245,6 +247,15 @@ class TrainConfig(Settings):
     def _one_of_both(self) -> TrainConfig:
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _captions_that_nobody_reads(self) -> TrainConfig:
+        """Clips that begin with a frame instead of a prompt need no captions."""
+        from lisa.pairs import pair_spec
+
+        if self.data.default_caption is None and pair_spec(self.model.pair).call.begins == "frame":
+            self.data.default_caption = ""
         return self
 
     @property
