@@ -9,6 +9,7 @@ from lisa.mains.base import MainNetwork
 from lisa.pairs import PairSpec
 from lisa.processes.edm import EDMProcess
 from lisa.sides.base import SideNetwork
+from lisa.sides.embedding import condition_embedding
 
 
 def check_float16(asked: str, spec: PairSpec, remedy: str) -> None:
@@ -49,6 +50,16 @@ def check_frames(frames: int | None, main: MainNetwork) -> None:
     _check_kind(frames, main.video, repr(main.source))
     if frames is not None:
         main.latent_frames(frames)
+
+
+def check_condition_init(wanted: str, spec: PairSpec) -> None:
+    """Refuse another start of a condition embedding that the pair's side network does not have, as its name tells.
+
+    Raises:
+        LisaError: it has none.
+    """
+    if wanted != "default":
+        condition_embedding(spec.reference_side())
 
 
 def check_kind(frames: int | None, spec: PairSpec) -> None:

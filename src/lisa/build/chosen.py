@@ -14,7 +14,8 @@ from lisa.common.model_folders import SINGLE_FILES
 from lisa.common.runfolder import RunFolder
 from lisa.pairs import PairSpec, pair_names, pair_spec
 from lisa.sides.loading import file_config
-from lisa.train.config import ModelSettings, TrainConfig
+from lisa.train.config import TrainConfig
+from lisa.train.network_settings import ModelSettings
 from lisa.train.settings import load_settings
 
 # Of model.*, what says which main network it is; the rest says how it is run.

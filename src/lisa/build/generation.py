@@ -28,7 +28,8 @@ from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.base import SideNetwork, SideOptions
-from lisa.train.config import ModelSettings, TrainConfig
+from lisa.train.config import TrainConfig
+from lisa.train.network_settings import ModelSettings
 
 
 @dataclass(frozen=True)

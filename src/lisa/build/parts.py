@@ -33,8 +33,10 @@ from lisa.pairs import Pair, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
-from lisa.train.config import DataSettings, ModelSettings, TrainConfig
+from lisa.sides.embedding import keep_variance
+from lisa.train.config import DataSettings, TrainConfig
 from lisa.train.loop import ClipGroup
+from lisa.train.network_settings import ModelSettings
 from lisa.train.step import AlignmentOptions
 from lisa.train.teacher import Teacher
 
@@ -166,7 +168,10 @@ def build_pair(config: TrainConfig) -> Pair:
         check_frames(config.data.frames, main)
         options = SideOptions(depth=config.side.depth, conditions=len(config.data.conditions))
         if config.side.init is None:
-            return spec.make_side(main, options)
+            side = spec.make_side(main, options)
+            if config.side.condition_init == "kaiming":
+                keep_variance(side)
+            return side
         return spec.load_fitting_side(main, config.side.init, options)
 
     main, side = make_networks(config, spec, model_source(config.model), make_side)

@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
+from lisa.build.checks import check_condition_init
 from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
 from lisa.build.memory import check_device, check_memory, offload_to
@@ -63,7 +64,9 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_optimizer(config)
-    parts.check_kind(config.data.frames, pair_spec(config.model.pair))
+    spec = pair_spec(config.model.pair)
+    parts.check_kind(config.data.frames, spec)
+    check_condition_init(config.side.condition_init, spec)
     check_memory(config)
     with session(config) as accelerator:
         check_device(config, accelerator.device)
