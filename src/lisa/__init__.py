@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lisa.core import AlignmentTerms, LearningMeter, LikelihoodAligner
     from lisa.networks import SVDControlNet, SVDControlNetPipeline
     from lisa.sides.attach import attach
+    from lisa.sides.embedding import init_condition_embedding
     from lisa.train.config import TrainConfig
     from lisa.train.pretrain.config import PretrainConfig
 
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 # Public name -> where it is: "module:attribute", or a module.
 _WHERE = {
     "attach": "lisa.sides.attach:attach",
+    "init_condition_embedding": "lisa.sides.embedding:init_condition_embedding",
     "LikelihoodAligner": "lisa.core:LikelihoodAligner",
     "AlignmentTerms": "lisa.core:AlignmentTerms",
     "LearningMeter": "lisa.core:LearningMeter",
@@ -74,6 +76,7 @@ __all__ = [
     "core",
     "evaluate",
     "generate",
+    "init_condition_embedding",
     "pretrain",
     "processes",
     "train",

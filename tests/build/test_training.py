@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import lisa
 import runs
+from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.core.held_out import ConditionGap
 from lisa.train.config import TrainConfig
@@ -166,3 +167,30 @@ def test_that_the_decoder_reads_nothing_is_noted(sd_small, tmp_path, monkeypatch
     ):
         notes = train(tmp_path / name, sd_small, **settings)["notes"]
         assert bool(notes) is ("note: the decoder reads nothing" in capsys.readouterr().err) is noted
+
+
+def test_the_condition_embedding_can_start_with_what_differs(sd_small, tmp_path):
+    """Measured on the training's own conditions, after everything else was drawn: the rest starts as ever."""
+    start = {
+        "train__steps": 1,
+        "train__learning_rate": 1e-12,
+        "data__condition": "skeleton",
+        "train__weight_decay": 0.0,
+    }
+    kept = {}
+    for name, init in (("default", "default"), ("lsuv", "lsuv"), ("again", "lsuv")):
+        train(tmp_path / name, sd_small, side__condition_init=init, **start)
+        kept[name] = load_file(tmp_path / name / "side_network" / "diffusion_pytorch_model.safetensors")
+    first = "controlnet_cond_embedding.conv_in"
+    assert not kept["lsuv"][f"{first}.bias"].abs().max() > 1e-9 and kept["default"][f"{first}.bias"].abs().max() > 1e-2
+    assert kept["lsuv"][f"{first}.weight"].std() > 5 * kept["default"][f"{first}.weight"].std(), "strokes are sparse"
+    assert all(torch.equal(kept["lsuv"][key], value) for key, value in kept["again"].items())
+    rest = [key for key in kept["default"] if not key.startswith("controlnet_cond_embedding")]
+    assert all(torch.equal(kept["lsuv"][key], kept["default"][key]) for key in rest)
+
+
+def test_a_pair_without_a_condition_embedding_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(LisaError, match="T2IAdapter has no condition embedding made of convolutions"):
+        train(tmp_path / "run", tmp_path / "nowhere", model__pair="sd-t2i-adapter", side__condition_init="lsuv")
+    with pytest.raises(LisaError, match="condition_init is of a new side network"):
+        train(tmp_path / "run", tmp_path / "nowhere", side__condition_init="lsuv", side__init="somewhere")

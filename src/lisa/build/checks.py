@@ -59,7 +59,7 @@ def check_condition_init(wanted: str, spec: PairSpec) -> None:
         LisaError: it has none.
     """
     if wanted != "default":
-        condition_embedding(spec.reference_side())
+        condition_embedding(spec.reference_side().module)
 
 
 def check_kind(frames: int | None, spec: PairSpec) -> None:

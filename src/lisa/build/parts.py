@@ -33,7 +33,6 @@ from lisa.pairs import Pair, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
-from lisa.sides.embedding import keep_variance
 from lisa.train.config import DataSettings, TrainConfig
 from lisa.train.loop import ClipGroup
 from lisa.train.network_settings import ModelSettings
@@ -168,10 +167,7 @@ def build_pair(config: TrainConfig) -> Pair:
         check_frames(config.data.frames, main)
         options = SideOptions(depth=config.side.depth, conditions=len(config.data.conditions))
         if config.side.init is None:
-            side = spec.make_side(main, options)
-            if config.side.condition_init == "kaiming":
-                keep_variance(side)
-            return side
+            return spec.make_side(main, options)
         return spec.load_fitting_side(main, config.side.init, options)
 
     main, side = make_networks(config, spec, model_source(config.model), make_side)

@@ -26,6 +26,7 @@ from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
 from lisa.pairs import Pair, pair_spec
 from lisa.processes.draws import Draws
+from lisa.sides.embedding import ENOUGH, init_condition_embedding
 from lisa.train import callbacks as cb
 from lisa.train.averaging import averaged_weights, trained_parameters
 from lisa.train.batches import BatchPlan
@@ -117,6 +118,8 @@ def _assemble(
 
     settings, draws = config.train, Draws(config.seed)
     train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else say)
+    if config.side.condition_init == "lsuv":
+        init_condition_embedding(pair.side.module, train_data.read_conditions(range(min(ENOUGH, len(train_data)))))
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(

@@ -2,44 +2,67 @@
 
 diffusers' ``ControlNetConditioningEmbedding`` (and the original's ``input_hint_block``) starts with torch's default
 weights, under which each of its convolutions hands on about a third of what differs between conditions: of sparse
-strokes a ten-thousandth is left at its end. Until training has undone that, nothing of the condition reaches the side
-network: control stays at zero for long, and then sets in suddenly. With weights that keep the variance (He et al.,
-arXiv 1502.01852) it sets in several times sooner; docs/evidence.md has the figures. The last convolution stays zero:
-a new side network still changes nothing.
+strokes less than a thousandth is left before the last one. Until training has undone that, nothing of the condition
+reaches the side network: control stays at zero for long, and then sets in suddenly.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
-from lisa.sides.base import SideNetwork
+
+#: Conditions that the trainer measures.
+ENOUGH = 64
 
 
-def condition_embedding(side: SideNetwork) -> nn.Module:
-    """The convolutions through which a side network's conditions come in.
+def condition_embedding(network: nn.Module) -> Any:
+    """The convolutions through which the conditions of a side network come in.
 
     Raises:
         LisaError: it has none: its conditions come in as latents, or through a network of its own.
     """
     from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
-    for module in side.module.modules():
+    for module in network.modules():
         if isinstance(module, ControlNetConditioningEmbedding):
             return module
     raise LisaError(
-        f"side.condition_init=kaiming: {side.kind} has no condition embedding made of convolutions",
+        f"{type(network).__name__} has no condition embedding made of convolutions that could start in another way",
         "Leave side.condition_init at default",
     )
 
 
-def keep_variance(side: SideNetwork) -> None:
-    """Start the condition embedding with weights that keep the variance of what comes in, and without biases.
+@torch.no_grad()
+def init_condition_embedding(network: nn.Module, conditions: Tensor) -> None:
+    """Start the condition embedding of a new ControlNet so that what differs between conditions comes through.
+
+    Layer by layer (LSUV: Mishkin and Matas, arXiv 1511.06422): Kaiming weights without biases, each convolution scaled
+    until its outputs differ between these conditions by a standard deviation of 1. That is taken between conditions at
+    each place, not over all values, since a colour that all of them share tells nothing. The last convolution stays
+    zero: a new side network still changes nothing.
+
+    Args:
+        network: ``ControlNetModel``, ``ControlNetUnionModel``, ``SVDControlNet``, or what holds the same embedding.
+        conditions: (N, C, H, W), 0..1, as the network is given them; N >= 2, some dozens of the training set.
 
     Raises:
-        LisaError: see :func:`condition_embedding`.
+        LisaError: the network has no such embedding, or the conditions do not differ.
     """
-    embedding = condition_embedding(side)
+    embedding = condition_embedding(network)
+    weight = embedding.conv_in.weight
+    hidden = conditions.to(weight.device, weight.dtype)
     for convolution in (embedding.conv_in, *embedding.blocks):
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.zeros_(convolution.bias)
+        spread = convolution(hidden).var(dim=0, correction=0).mean().sqrt()
+        if not spread > 0:
+            raise LisaError(
+                f"{len(conditions)} conditions that do not differ cannot tell how the condition embedding should start",
+                "Give some dozens of different ones, or leave side.condition_init at default",
+            )
+        convolution.weight.div_(spread)
+        hidden = nn.functional.silu(convolution(hidden))
