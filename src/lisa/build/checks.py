@@ -58,7 +58,7 @@ def check_condition_init(wanted: str, spec: PairSpec) -> None:
     Raises:
         LisaError: it has none.
     """
-    if wanted != "default":
+    if wanted == "lsuv":
         condition_embedding(spec.reference_side().module)
 
 

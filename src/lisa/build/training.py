@@ -118,7 +118,7 @@ def _assemble(
 
     settings, draws = config.train, Draws(config.seed)
     train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else say)
-    if config.side.condition_init == "lsuv":
+    if parts.starts_by_data(config, pair):
         init_condition_embedding(pair.side.module, train_data.read_conditions(range(min(ENOUGH, len(train_data)))))
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.

@@ -19,17 +19,21 @@ from lisa.common.errors import LisaError
 ENOUGH = 64
 
 
+def find_condition_embedding(network: nn.Module) -> Any | None:
+    """The convolutions through which the conditions of a side network come in; None where they come in otherwise."""
+    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+
+    return next((each for each in network.modules() if isinstance(each, ControlNetConditioningEmbedding)), None)
+
+
 def condition_embedding(network: nn.Module) -> Any:
-    """The convolutions through which the conditions of a side network come in.
+    """The same.
 
     Raises:
         LisaError: it has none: its conditions come in as latents, or through a network of its own.
     """
-    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
-
-    for module in network.modules():
-        if isinstance(module, ControlNetConditioningEmbedding):
-            return module
+    if (found := find_condition_embedding(network)) is not None:
+        return found
     raise LisaError(
         f"{type(network).__name__} has no condition embedding made of convolutions that could start in another way",
         "Leave side.condition_init at default",

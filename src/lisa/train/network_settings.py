@@ -59,10 +59,11 @@ class SideSettings(Settings):
         None,
         description="Existing side network to start from (folder, run, Hub name or .safetensors); empty: a new one.",
     )
-    condition_init: Literal["default", "lsuv"] = Field(
+    condition_init: Literal["default", "lsuv", "auto"] = Field(
         "default",
         description="Start of a new side network's condition embedding: diffusers', which at first lets hardly any of "
-        "a sparse condition through; or lsuv, scaled by the training's conditions: control sets in sooner.",
+        "a sparse condition through; lsuv, scaled by the training's conditions, so that control sets in sooner; auto: "
+        "lsuv where the side network has an embedding of convolutions.",
     )
     depth: int | None = Field(
         None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
