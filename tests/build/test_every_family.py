@@ -55,7 +55,7 @@ def test_training(name, tmp_path, monkeypatch):
     raw = runs.settings(
         tmp_path / "run", folder, data__size=64, sample__steps=2, train__ema=0.9, log__held_out_every=1, **changes
     )
-    raw["model"]["pair"] = name
+    raw["model"]["pair"], raw["side"] = name, {**raw.get("side", {}), "condition_init": "auto"}
     summary = lisa.train(raw, quiet=True)
     assert summary["steps"] == 2 and summary["fidelity"]["samples"] == 2
     assert set(decoded) == {not spec.reference_side().sees_x_t}, "the decoder is given what the side network lacks"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from lisa.build.launch import session
 from lisa.common.errors import LisaError
 from lisa.data.images import save_png
 from lisa.data.sources import ScenesSource
-from lisa.pairs import pair_spec
 from lisa.sample.pictures import sample_requests
 from lisa.sides.union import ControlNetUnionSide
 from lisa.train.config import TrainConfig
@@ -174,14 +172,6 @@ def test_a_warm_start(built, finished_run):
     kept = load_file(finished_run / "side_network" / "diffusion_pytorch_model.safetensors")
     ours = pair.side.module.state_dict()
     assert ours.keys() == kept.keys() and all(torch.equal(ours[name], kept[name]) for name in kept)
-
-
-@pytest.mark.parametrize(("wanted", "unet", "tokens"), [("default", 0, 0), ("auto", 1, 0), ("lsuv", 1, 1)])
-def test_where_the_condition_embedding_starts_by_the_data(wanted, unet, tokens):
-    """`lsuv` is refused by name where there is none; `auto` leaves it."""
-    config = check_settings(TrainConfig, {"side": {"condition_init": wanted}})
-    for name, expected in (("sd-controlnet", unet), ("flux-controlnet", tokens)):
-        assert parts.starts_by_data(config, SimpleNamespace(side=pair_spec(name).reference_side())) is bool(expected)
 
 
 def test_the_split_of_a_hub_data_set_is_passed_on(sd_small, tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_the_condition_embedding_can_start_with_what_differs(sd_small, tmp_path)
 
 
 def test_a_pair_without_a_condition_embedding_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(LisaError, match="T2IAdapter has no condition embedding made of convolutions"):
+    with pytest.raises(LisaError, match="T2IAdapter has no embedding of its condition"):
         train(tmp_path / "run", tmp_path / "nowhere", model__pair="sd-t2i-adapter", side__condition_init="lsuv")
     with pytest.raises(LisaError, match="condition_init is of a new side network"):
         train(tmp_path / "run", tmp_path / "nowhere", side__condition_init="lsuv", side__init="somewhere")

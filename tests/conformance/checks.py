@@ -19,6 +19,7 @@ import tiny
 from conformance import row as rows
 from conformance.blocks import blocks_of, outputs_of, same
 from conformance.calls import compare_with_pipeline
+from conformance.condition_start import a_start_by_the_conditions_lets_them_in_and_changes_nothing
 from conformance.own_space import follow_scheduler
 from conformance.planting import change_of_feature, plant
 from conformance.promises import CHECKS, in_precision, promised, promised_in_each_precision
@@ -30,7 +31,7 @@ from lisa.pairs import Pair
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips, sample_pictures
 from lisa.sides.base import SideOptions
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "a_start_by_the_conditions_lets_them_in_and_changes_nothing"]
 
 
 @promised_in_each_precision

@@ -33,7 +33,6 @@ from lisa.pairs import Pair, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
-from lisa.sides.embedding import find_condition_embedding
 from lisa.train.config import DataSettings, TrainConfig
 from lisa.train.loop import ClipGroup
 from lisa.train.network_settings import ModelSettings
@@ -181,12 +180,6 @@ def build_pair(config: TrainConfig) -> Pair:
         enable_checkpointing(side.module)
         enable_checkpointing(main.network)
     return Pair(spec, main, side, share_prior=config.model.share_prior)
-
-
-def starts_by_data(config: TrainConfig, pair: Pair) -> bool:
-    """Whether the condition embedding of the new side network is scaled by the training's conditions."""
-    wanted = config.side.condition_init
-    return wanted == "lsuv" or (wanted == "auto" and find_condition_embedding(pair.side.module) is not None)
 
 
 def build_alignment(config: TrainConfig, pair: Pair) -> tuple[LikelihoodAligner | None, WeightSchedule | None]:

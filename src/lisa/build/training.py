@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lisa.build import parts
 from lisa.build.checks import check_condition_init
+from lisa.build.condition_start import start_by_data
 from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
 from lisa.build.memory import check_device, check_memory, offload_to
@@ -26,7 +27,6 @@ from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
 from lisa.pairs import Pair, pair_spec
 from lisa.processes.draws import Draws
-from lisa.sides.embedding import ENOUGH, init_condition_embedding
 from lisa.train import callbacks as cb
 from lisa.train.averaging import averaged_weights, trained_parameters
 from lisa.train.batches import BatchPlan
@@ -118,8 +118,7 @@ def _assemble(
 
     settings, draws = config.train, Draws(config.seed)
     train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else say)
-    if parts.starts_by_data(config, pair):
-        init_condition_embedding(pair.side.module, train_data.read_conditions(range(min(ENOUGH, len(train_data)))))
+    start_by_data(config, pair, train_data, draws, accelerator.device)
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(

@@ -1,72 +1,136 @@
-"""How the condition embedding of a new ControlNet begins.
+"""How the way in of the conditions begins in a new side network.
 
-diffusers' ``ControlNetConditioningEmbedding`` (and the original's ``input_hint_block``) starts with torch's default
-weights, under which each of its convolutions hands on about a third of what differs between conditions: of sparse
-strokes less than a thousandth is left before the last one. Until training has undone that, nothing of the condition
-reaches the side network: control stays at zero for long, and then sets in suddenly.
+It starts in one of two ways that keep the conditions out at first. ``ControlNetConditioningEmbedding`` (the original's
+``input_hint_block``) reads pixels by a chain of convolutions with torch's default weights, each of which hands on about
+a third of what differs between conditions: of sparse strokes less than a thousandth is left at its end. Networks of the
+transformer families read condition latents by one layer that starts at zero, and whose first steps follow what all
+conditions have in common, such as the latent of black. In both, control stays away for long and then sets in suddenly.
+
+Neither is needed to start without an effect: the layers at the way out are zero.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 
-#: Conditions that the trainer measures.
-ENOUGH = 64
+_Batch = TypeVar("_Batch")
+
+# Layers that take condition latents (or tokens) in; told by attribute, whatever the class.
+_LAYERS = ("pos_embed_input.proj", "controlnet_x_embedder", "input_block", "control_layers.0.before_proj")
 
 
-def find_condition_embedding(network: nn.Module) -> Any | None:
-    """The convolutions through which the conditions of a side network come in; None where they come in otherwise."""
+def find_condition_embedding(network: nn.Module) -> nn.Module | None:
+    """Where conditions come in: a ``ControlNetConditioningEmbedding``, or a linear layer or convolution; None: neither.
+
+    None is what adapters are, which are all of their own, and VACE's branch, which does not start at zero there.
+    """
     from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
-    return next((each for each in network.modules() if isinstance(each, ControlNetConditioningEmbedding)), None)
+    for module in network.modules():
+        if isinstance(module, ControlNetConditioningEmbedding):
+            return module
+    for path in _LAYERS:
+        try:
+            layer = network.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            return layer
+    return None
 
 
-def condition_embedding(network: nn.Module) -> Any:
+def condition_embedding(network: nn.Module) -> nn.Module:
     """The same.
 
     Raises:
-        LisaError: it has none: its conditions come in as latents, or through a network of its own.
+        LisaError: there is none.
     """
     if (found := find_condition_embedding(network)) is not None:
         return found
     raise LisaError(
-        f"{type(network).__name__} has no condition embedding made of convolutions that could start in another way",
+        f"{type(network).__name__} has no embedding of its condition that could start in another way",
         "Leave side.condition_init at default",
     )
 
 
 @torch.no_grad()
-def init_condition_embedding(network: nn.Module, conditions: Tensor) -> None:
-    """Start the condition embedding of a new ControlNet so that what differs between conditions comes through.
+def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object], batches: Iterable[_Batch]) -> None:
+    """Start a new side network so that what differs between its conditions comes in, from the first step on.
 
-    Layer by layer (LSUV: Mishkin and Matas, arXiv 1511.06422): Kaiming weights without biases, each convolution scaled
-    until its outputs differ between these conditions by a standard deviation of 1. That is taken between conditions at
-    each place, not over all values, since a colour that all of them share tells nothing. The last convolution stays
-    zero: a new side network still changes nothing.
+    Layer by layer (LSUV: Mishkin and Matas, arXiv 1511.06422): Kaiming weights, scaled until the outputs differ between
+    these samples by a standard deviation of 1. That is taken between samples at each place, not over all values, since
+    what all conditions share tells nothing. Of a condition embedding of convolutions the biases are zero, and the last
+    convolution stays zero; of a single layer the bias takes out what all conditions share.
 
     Args:
-        network: ``ControlNetModel``, ``ControlNetUnionModel``, ``SVDControlNet``, or what holds the same embedding.
-        conditions: (N, C, H, W), 0..1, as the network is given them; N >= 2, some dozens of the training set.
+        network: a new ``ControlNetModel``, ``SD3ControlNetModel``, ``FluxControlNetModel`` or other of their kind.
+        run: calls the network with a batch, as the training does. It is cut short once the condition has come in.
+        batches: of training samples, some dozens in all, each sample with its own condition.
 
     Raises:
-        LisaError: the network has no such embedding, or the conditions do not differ.
+        LisaError: the network has no such embedding, ``run`` did not call it, or the conditions do not differ.
     """
     embedding = condition_embedding(network)
-    weight = embedding.conv_in.weight
-    hidden = conditions.to(weight.device, weight.dtype)
-    for convolution in (embedding.conv_in, *embedding.blocks):
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
-        spread = convolution(hidden).var(dim=0, correction=0).mean().sqrt()
-        if not spread > 0:
-            raise LisaError(
-                f"{len(conditions)} conditions that do not differ cannot tell how the condition embedding should start",
-                "Give some dozens of different ones, or leave side.condition_init at default",
-            )
-        convolution.weight.div_(spread)
+    with _caught(embedding) as caught:
+        for batch in batches:
+            try:
+                run(batch)
+            except _CameInError:
+                continue
+    if not caught:
+        raise LisaError("no condition came in: run did not call this network with any batch", "Call the network itself")
+    weight = next(embedding.parameters())
+    # Where captions' tokens follow the picture's, batches differ in length; what all of them have is enough to measure.
+    shortest = [min(sizes) for sizes in zip(*[each.shape[1:] for each in caught], strict=True)]
+    alike = tuple(slice(size) for size in shortest)
+    hidden = torch.cat([each[:, *alike] for each in caught]).to(weight.device, weight.dtype)
+    if isinstance(embedding, nn.Linear | nn.Conv2d):
+        _unit_variance(embedding, hidden, "linear")
+        if embedding.bias is not None:
+            shared = embedding(hidden)
+            embedding.bias.sub_(shared.movedim(1 if shared.ndim == 4 else -1, 0).flatten(1).mean(dim=1))
+        return
+    first: Any = embedding
+    for convolution in (first.conv_in, *first.blocks):
+        _unit_variance(convolution, hidden, "relu")
         hidden = nn.functional.silu(convolution(hidden))
+
+
+def _unit_variance(layer: nn.Linear | nn.Conv2d, given: Tensor, nonlinearity: Any) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    spread = layer(given).var(dim=0, correction=0).mean().sqrt()
+    if not spread > 0:
+        raise LisaError(
+            f"{len(given)} conditions that do not differ cannot tell how the condition embedding should start",
+            "Give some dozens of different ones, or leave side.condition_init at default",
+        )
+    layer.weight.div_(spread)
+
+
+class _CameInError(Exception):
+    """The condition has come in: the rest of the network need not run."""
+
+
+@contextmanager
+def _caught(embedding: nn.Module) -> Iterator[list[Tensor]]:
+    """What the embedding is given by each call of the network, which ends there."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        caught.append(given[0].detach().float().cpu())
+        raise _CameInError
+
+    hook = embedding.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,6 @@ class EncodedData:
             context=self._contexts(visits, [part[2:] for part in parts], device),
             empty={name: value.to(device) for name, value in self.empty.items()},
         )
-
-    def read_conditions(self, indices: Iterable[int]) -> Tensor:
-        """What the side network reads of some samples, (N, C, H, W); of clips every frame is one."""
-        stacked = torch.from_numpy(np.stack([self.read(index, 0)[1] for index in indices]))
-        found = self._condition(stacked) if stacked.dtype == torch.uint8 else stacked
-        return found if found.ndim == 4 else found.movedim(2, 1).flatten(0, 1)
 
     def _sample(self, index: int, mirrored: int, epoch: int = 0) -> Sample:
         """A sample as it is encoded."""

@@ -61,9 +61,9 @@ class SideSettings(Settings):
     )
     condition_init: Literal["default", "lsuv", "auto"] = Field(
         "default",
-        description="Start of a new side network's condition embedding: diffusers', which at first lets hardly any of "
-        "a sparse condition through; lsuv, scaled by the training's conditions, so that control sets in sooner; auto: "
-        "lsuv where the side network has an embedding of convolutions.",
+        description="Start of a new side network's condition embedding: the family's, which at first lets hardly "
+        "anything of the condition in; lsuv, scaled by the training's conditions: control sets in sooner; auto: lsuv "
+        "where the side network has such an embedding.",
     )
     depth: int | None = Field(
         None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
