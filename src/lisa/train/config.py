@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lisa.train.align_settings import AlignSettings
 from lisa.train.network_settings import ModelSettings, SideSettings
-from lisa.train.settings import Positive, Settings
+from lisa.train.recipes import PRESETS, on_top, settings_of
+from lisa.train.settings import Positive, Settings, one_of
 
 CacheItem = Literal["latents", "text", "conditions"]
 # What train.mixed_precision computes in.
@@ -157,6 +158,11 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, description="Seed of everything: order, noise, dropout, initial weights.")
     resume: str | None = Field(None, description="latest, a step, or a checkpoint folder: continue from there.")
     overwrite: bool = Field(False, description="Replace an earlier run in OUT.")
+    preset: str | None = Field(
+        None,
+        description="Named settings. In a file they lie beneath its other settings; on the command line on top of the "
+        "file's, beneath the command line's others.",
+    )
     model: ModelSettings = Field(default_factory=ModelSettings, description="Main network.")
     side: SideSettings = Field(default_factory=SideSettings, description="Side network.")
     data: DataSettings = Field(default_factory=DataSettings, description="Data.")
@@ -164,6 +170,16 @@ class TrainConfig(Settings):
     train: TrainSettings = Field(default_factory=TrainSettings, description="Optimisation.")
     log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
     sample: SampleSettings = Field(default_factory=SampleSettings, description="Sampling.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_its_preset(cls, given: Any) -> Any:
+        return on_top(settings_of(given.get("preset")), given) if isinstance(given, dict) else given
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        return value if value is None else one_of(value, PRESETS)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TrainConfig:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lisa.common.errors import LisaError, nearest
 from lisa.common.mappings import flat
+from lisa.train.recipes import settings_of
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -43,7 +44,7 @@ def load_settings(model: type[Model], file: str | Path | None = None, overrides:
 
 
 def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """The raw mapping of a YAML file with overrides on top."""
+    """The raw mapping of a YAML file with overrides on top; between them, the preset that the overrides name."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -55,13 +56,14 @@ def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
             if not path.is_file():
                 raise LisaError(f"there is no configuration file {str(path)!r}", "Check the path")
             base = OmegaConf.load(path)
-        for item in overrides:
-            split_override(item)
+        named = [value for name, value in map(split_override, overrides) if name == "preset"]
         if not isinstance(base, DictConfig):
             raise LisaError(
                 f"the configuration {str(file)!r} is not a mapping of sections", "See docs/configuration.md"
             )
-        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+        preset = OmegaConf.create(settings_of(named[-1]) if named else {})
+        given = OmegaConf.from_dotlist(list(overrides))
+        merged = OmegaConf.to_container(OmegaConf.merge(base, preset, given), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         what = "the overrides cannot be read" if file is None else f"the configuration {str(file)!r} cannot be read"
         raise LisaError(f"{what}: {' '.join(str(error).split())}", "Correct the YAML, or the overrides") from None

@@ -1,0 +1,89 @@
+"""Does it learn sooner? One comparison of docs/evidence.md: a model and a condition, all arms, several seeds.
+
+    python benchmarks/evidence.py tiny-sd skeleton --jobs 2
+
+Trains with ``lisa compare`` in RUNS/MODEL-CONDITION, by the settings of ``benchmarks/evidence/MODEL.yaml``, and writes
+one JSON of rows under ``benchmarks/results/``, from which ``docs/make_evidence.py`` makes the page. Started again, it
+goes on where it was. ``--jobs``: seeds trained at the same time, each in a share of the cores; arms of one seed follow
+each other, so that times per step are comparable between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lisa.common.files import read_json, write_json
+
+HERE = Path(__file__).parent
+CONDITIONS = ("edges", "segmentation", "skeleton", "lowres")
+#: The recipe is the preset of the trainer; ``shuffled`` is its control: the same, with another sample's residual.
+ARMS = ("plain", "lisa", "recipe:preset=lisa-small", "shuffled:preset=lisa-small;align.target=shuffled")
+
+
+def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path) -> list[str]:
+    """What follows ``lisa``; the same for every job and every time."""
+    named = [part for arm in arms for part in ("--arms", arm)]
+    file = (HERE / "evidence" / f"{model}.yaml").relative_to(Path.cwd())
+    return ["compare", str(file), f"data.condition={condition}", *named, "--seeds", seeds, "--out", str(out)]
+
+
+def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> None:
+    """All runs, seeds dealt out to the jobs; stops where one fails."""
+    names = [arm.partition(":")[0] for arm in arms]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    running = []
+    for job in range(min(jobs, len(seeds))):
+        only = ",".join(f"{name}:{seed}" for seed in seeds[job::jobs] for name in names)
+        running.append(subprocess.Popen([sys.executable, "-m", "lisa", *command, "--only", only], env=environment))
+    codes = [process.wait() for process in running]  # all of them, also where the first failed
+    if any(codes):
+        sys.exit("a training failed or was stopped; the same command goes on from there")
+
+
+def record(summary: dict[str, Any], command: list[str], jobs: int) -> dict[str, Any]:
+    """The comparison as one file of rows."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    about = {"commit": commit.stdout.strip(), "steps": summary["steps"], "command": " ".join(["lisa", *command])}
+    rows = [{**about, **{k: v for k, v in row.items() if k != "per_seed"}} for row in summary["arms"]]
+    return {
+        "what": "speed-up and final quality of arms trained with the same seeds; 95% t-intervals over seeds",
+        "date": date.today().isoformat(),
+        **{name: summary[name] for name in ("model", "condition", "baseline", "plateau", "notes", "settings")},
+        "rows": rows,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jobs": jobs},
+        "versions": {**summary["versions"], "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def main() -> None:
+    """Train what is missing, write the report and the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=[path.stem for path in sorted((HERE / "evidence").glob("*.yaml"))])
+    parser.add_argument("condition", choices=CONDITIONS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+
+    out = options.runs / f"{options.model}-{options.condition}"
+    command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
+    train(command, options.arms, list(range(options.seeds)), options.jobs)
+    subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
+    rows = record(read_json(out / "summary.json"), command, options.jobs)
+    write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Writes the tables of docs/evidence.md from benchmarks/results/*-evidence-*.json; `--check`: is it up to date?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lisa.compare import wording
+
+TARGET = Path(__file__).parent / "evidence.md"
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+BEGIN, END = "<!-- tables: docs/make_evidence.py -->\n", "<!-- end of tables -->"
+ORDER = ("edges", "segmentation", "skeleton", "lowres")
+
+
+def comparisons(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The newest comparison of every model and condition, in the order of the page."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for file in sorted(folder.glob("*-evidence-*.json")):  # a name begins with its date
+        found = {"file": file.name, **json.loads(file.read_text(encoding="utf-8"))}
+        newest[found["model"], found["condition"]] = found
+    return sorted(newest.values(), key=lambda each: (each["model"], ORDER.index(each["condition"])))
+
+
+def cell(parts: Sequence[str]) -> str:
+    """A figure and what stands beneath it, in one cell."""
+    return "<br>".join(part for part in parts if part)
+
+
+def row(of: dict[str, Any], base: str) -> str:
+    """One arm."""
+    speeds = [wording.speed_of(of, axis, "0.95", base) for axis in ("steps", "seconds")]
+    speeds.append(wording.speed_of(of, "steps", "0.5", base))
+    ends = [wording.onset(of["onset"]), wording.interval(of["final_gain"]), wording.interval(of["fidelity"])]
+    settings = wording.settings(of["settings"]) or "as the file has it"
+    return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {settings} |"
+
+
+def section(of: dict[str, Any]) -> str:
+    """One comparison: what it is, its table, the command, and what the report noted."""
+    seeds = sorted({seed for each in of["rows"] for seed in each["seeds"]})
+    first = of["rows"][0]
+    lines = [
+        f"### {of['model']}, {of['condition']}",
+        "",
+        f"{first['steps']} steps, seeds {', '.join(map(str, seeds))}; plateau of {of['baseline']}: "
+        f"{of['plateau']['level']:.3f}. [Result](../benchmarks/results/{of['file']}), commit {first['commit']}:",
+        "",
+        "```",
+        first["command"],
+        "```",
+        "",
+        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | onset, step | control gain at the end "
+        "| fidelity at the end | set otherwise |",
+        "|---|---|---|---|---|---|---|---|",
+        *[row(each, of["baseline"]) for each in of["rows"]],
+        "",
+        *[f"- {note}" for note in of["notes"]],
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def tables() -> str:
+    """All sections."""
+    return "\n".join(section(each) for each in comparisons())
+
+
+if __name__ == "__main__":
+    page = TARGET.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    made = before + BEGIN + tables() + END + rest.partition(END)[2]
+    if "--check" in sys.argv:
+        sys.exit(made != page)
+    TARGET.write_text(made, encoding="utf-8")

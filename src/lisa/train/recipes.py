@@ -1,0 +1,25 @@
+"""Named settings: ``preset=NAME`` on the command line or in a file. A new one is an entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Name -> sections of settings. docs/evidence.md says where each was found, and what it is worth.
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}
+
+
+def settings_of(name: Any) -> dict[str, dict[str, Any]]:
+    """The settings of a preset; none for what is not the name of one, which the configuration's check refuses."""
+    found = PRESETS.get(name, {}) if isinstance(name, str) else {}
+    return {section: dict(values) for section, values in found.items()}
+
+
+def on_top(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with what is ``given`` on top, section by section."""
+    merged = dict(settings)
+    for name, value in given.items():
+        below = merged.get(name)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[name] = {**below, **value} if both else value  # type: ignore[dict-item]
+    return merged

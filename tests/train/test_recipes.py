@@ -1,0 +1,60 @@
+"""Presets: beneath what a file says, on top of a file where the command line names them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lisa.common.errors import LisaError
+from lisa.train.config import TrainConfig
+from lisa.train.recipes import PRESETS
+from lisa.train.settings import check_settings, load_settings, save_settings
+
+
+@pytest.fixture(autouse=True)
+def strong(monkeypatch):
+    found = {"align": {"weight": 0.7, "warmup": 9}, "train": {"zero_lr_multiplier": 3.0}}
+    monkeypatch.setitem(PRESETS, "strong", found)
+
+
+def settings(file=None, *overrides):
+    config = load_settings(TrainConfig, file, overrides)
+    return config.align.weight, config.align.warmup, config.train.zero_lr_multiplier
+
+
+def test_in_a_file_it_lies_beneath_the_others(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("preset: strong\nalign: {weight: 0.3}\n")
+    assert settings(file) == (0.3, 9, 3.0)
+    assert settings(file, "align.warmup=1") == (0.3, 1, 3.0)
+    assert check_settings(TrainConfig, {"preset": "strong", "align": {"weight": 0.3}}).align.warmup == 9
+
+
+def test_on_the_command_line_it_lies_on_top_of_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("align: {weight: 0.3, layer: mid}\n")
+    assert settings(file, "preset=strong") == (0.7, 9, 3.0)
+    assert settings(file, "align.weight=0.1", "preset=strong") == (0.1, 9, 3.0)
+    assert load_settings(TrainConfig, file, ["preset=strong"]).align.layer == "mid"
+    assert settings(None, "preset=strong") == (0.7, 9, 3.0)
+
+
+def test_a_saved_configuration_is_the_same_again(tmp_path):
+    config = load_settings(TrainConfig, None, ["preset=strong", "align.weight=0.1"])
+    save_settings(config, tmp_path / "config.yaml")
+    assert load_settings(TrainConfig, tmp_path / "config.yaml") == config and config.preset == "strong"
+
+
+def test_sections_that_are_none_are_still_refused():
+    with pytest.raises(LisaError, match="align"):
+        check_settings(TrainConfig, {"preset": "strong", "align": 3})
+
+
+@pytest.mark.parametrize("name", ["weak", 3, ["strong"]])
+def test_an_unknown_preset(name):
+    with pytest.raises(LisaError, match=r"preset: .*(one of .*strong|valid string)"):
+        check_settings(TrainConfig, {"preset": name})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_configuration(name):
+    assert check_settings(TrainConfig, {"preset": name}) != TrainConfig()
