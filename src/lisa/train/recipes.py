@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Name -> sections of settings. docs/evidence.md says where each was found, and what it is worth.
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "sooner": {
+        # What differs between conditions reaches a new side network from its first step on.
+        "side": {"condition_init": "auto"},
+        # At the learning rates of small models the decoder else silences itself (docs/method.md, the learning meter).
+        "train": {"decoder_lr_multiplier": 0.1},
+    },
+}
 
 
 def settings_of(name: Any) -> dict[str, dict[str, Any]]:
