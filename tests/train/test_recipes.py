@@ -6,7 +6,7 @@ import pytest
 
 from lisa.common.errors import LisaError
 from lisa.train.config import TrainConfig
-from lisa.train.recipes import PRESETS
+from lisa.train.recipes import PRESETS, on_top
 from lisa.train.settings import check_settings, load_settings, save_settings
 
 
@@ -58,3 +58,10 @@ def test_an_unknown_preset(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_configuration(name):
     assert check_settings(TrainConfig, {"preset": name}) != TrainConfig()
+
+
+def test_neither_side_is_touched_or_shared():
+    below, above = {"train": {"steps": 1}, "log": {"every": 2}}, {"train": {"warmup": 3}}
+    merged = on_top(below, above)
+    merged["log"]["every"] = merged["train"]["steps"] = 9
+    assert (below, above) == ({"train": {"steps": 1}, "log": {"every": 2}}, {"train": {"warmup": 3}})

@@ -7,10 +7,12 @@ from typing import Any
 
 from lisa.common.errors import choose
 from lisa.train.config import TrainConfig
+from lisa.train.recipes import on_top
 from lisa.train.settings import check_settings
 
 #: What ``lisa quickstart`` trains: an embedded model on scenes, in minutes on two cores.
 QUICKSTART: dict[str, Any] = {
+    "preset": "sooner",
     "data": {"source": "scenes", "held_out": 64, "cache": ["latents", "text", "conditions"]},
     "train": {"steps": 700, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 50, "lr_schedule": "cosine"},
     "log": {
@@ -52,7 +54,7 @@ def quickstart_config(
         LisaError: there is no such model, or a setting is impossible.
     """
     own = QUICKSTART_MODELS[choose("embedded model", model, QUICKSTART_MODELS)]
-    raw = {name: {**QUICKSTART.get(name, {}), **own.get(name, {})} for name in {**QUICKSTART, **own}}
+    raw = on_top(QUICKSTART, own)
     raw["data"]["condition"] = condition
     raw["model"]["path"] = model
     raw["align"] = {"enabled": not plain}

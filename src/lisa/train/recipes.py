@@ -23,8 +23,8 @@ def settings_of(name: Any) -> dict[str, dict[str, Any]]:
 
 
 def on_top(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with what is ``given`` on top, section by section."""
-    merged = dict(settings)
+    """``settings`` with what is ``given`` on top, section by section; neither is touched, nor shared."""
+    merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
     for name, value in given.items():
         below = merged.get(name)
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
