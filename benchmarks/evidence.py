@@ -26,6 +26,8 @@ from lisa.common.files import read_json, write_json
 HERE = Path(__file__).parent
 #: Condition -> steps, and steps between held-out readings: sparse strokes are learnt late.
 CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 50), "lowres": (400, 25)}
+#: The plain arm's best rate where it is not the file's (docs/evidence.md).
+RATES = {("tiny-sd3", "skeleton"): 7e-4}
 #: ``lisa`` is the reference; ``recipe`` the preset of the trainer, ``start`` the same without alignment (what is owed
 #: to the start of the condition embedding alone), ``shuffled`` the same with another sample's residual.
 ARMS = (
@@ -43,6 +45,7 @@ def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path
     file = (HERE / "evidence" / f"{model}.yaml").relative_to(Path.cwd())
     steps, every = CONDITIONS[condition]
     settings = [f"data.condition={condition}", f"train.steps={steps}", f"log.held_out_every={every}"]
+    settings += [f"train.learning_rate={RATES[model, condition]:g}"] if (model, condition) in RATES else []
     return ["compare", str(file), *settings, *named, "--seeds", seeds, "--out", str(out)]
 
 

@@ -1,0 +1,122 @@
+"""The benchmark of the evidence writes rows, and docs/evidence.md is made of the rows that are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lisa.build.arms import parse_arms
+from lisa.compare.report import write_report
+from lisa.train.config import TrainConfig
+from lisa.train.settings import load_settings
+from made_runs import make_run, saturating
+from test_docs import ROOT
+
+ROW = {
+    "model",
+    "condition",
+    "arm",
+    "seeds",
+    "speedup",
+    "onset",
+    "final_gain",
+    "fidelity",
+    "seconds_per_step",
+    "settings",
+}
+
+
+def script(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def evidence():
+    return script(ROOT / "benchmarks" / "evidence.py")
+
+
+@pytest.fixture
+def page():
+    return script(ROOT / "docs" / "make_evidence.py")
+
+
+@pytest.fixture
+def trained(evidence, tmp_path, monkeypatch):
+    """Everything but the training: runs with known curves are there already."""
+    out = tmp_path / "runs" / "tiny-sd-skeleton"
+    for seed in range(5):
+        for arm, half in (("plain", 100.0), ("recipe", 50.0)):
+            make_run(out, arm, seed, saturating(half + seed), settings={"data.condition": "skeleton"})
+    asked = []
+
+    def run(command, **options):
+        if command[2:5] == ["lisa", "compare", "--report"]:
+            write_report([out], out)
+        elif command[0] == "git":
+            return type("Done", (), {"stdout": "abc1234\n"})
+        asked.append(command)
+
+    monkeypatch.setattr(evidence.subprocess, "run", run)
+    monkeypatch.setattr(evidence, "train", lambda command, arms, seeds, jobs: asked.append(command))
+    options = [
+        "--runs",
+        str(tmp_path / "runs"),
+        "--results",
+        str(tmp_path / "results"),
+        "--arms",
+        "plain",
+        "recipe:lisa",
+    ]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "tiny-sd", "skeleton", *options])
+    monkeypatch.chdir(ROOT)
+    evidence.main()
+    (file,) = (tmp_path / "results").iterdir()
+    return file, asked
+
+
+def test_a_row_per_arm_with_the_command_that_makes_it(trained):
+    file, asked = trained
+    found = json.loads(file.read_text("utf-8"))
+    assert file.name.endswith("-evidence-tiny-sd-skeleton-cpu.json")
+    plain, recipe = found["rows"]
+    for row in (plain, recipe):
+        assert row.keys() >= {*ROW, "commit", "command", "steps"} and row["seeds"] == [0, 1, 2, 3, 4]
+        assert row["commit"] == "abc1234" and row["command"] == " ".join(["lisa", *asked[0]])
+    assert recipe["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
+    assert "data.condition=skeleton train.steps=1500" in recipe["command"]
+
+
+def test_the_page_has_the_newest_row_of_each(trained, page):
+    file, _ = trained
+    older = file.with_name(f"2020-01-01-{file.name[11:]}")
+    older.write_text(file.read_text("utf-8").replace("abc1234", "0000000"), "utf-8")
+    (only,) = page.comparisons(file.parent)
+    text = page.section(only)
+    assert "### tiny-sd, skeleton" in text and "abc1234" in text and "0000000" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| recipe |")]
+    value = only["rows"][1]["speedup"]
+    assert f"{value['value']:.2f}<br>[{value['low']:.2f}, {value['high']:.2f}]" in line
+
+
+def test_the_page_is_up_to_date(page):
+    text = page.TARGET.read_text("utf-8")
+    assert page.BEGIN in text and page.BEGIN + page.tables() + page.END in text
+
+
+@pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3"])
+def test_every_arm_is_a_configuration(evidence, model):
+    file = ROOT / "benchmarks" / "evidence" / f"{model}.yaml"
+    for condition in evidence.CONDITIONS:
+        base = [part for part in evidence.arguments(model, condition, [], "5", Path("x"))[2:] if "=" in part]
+        for arm in parse_arms(evidence.ARMS):
+            config = load_settings(TrainConfig, file, [*base, *arm.overrides])
+            assert config.align.active == (arm.name not in ("plain", "start")), arm.name
+            assert (config.side.condition_init == "auto") == (arm.name not in ("plain", "lisa")), arm.name
