@@ -38,11 +38,8 @@ _T = TypeVar("_T")
 TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
 ENDS = ("value", "low", "high")
 
-#: A note of the summary; see :attr:`lisa.core.held_out.ConditionGap.decoder_reads_nothing`.
-UNREAD = (
-    "the decoder reads nothing off the side network's features (its R2 is 0 where control is not), so the alignment "
-    "did not help: try train.decoder_lr_multiplier=0.1, or another align.layer (docs/method.md, the learning meter)"
-)
+#: At this share of the learning rate, decoders have not been seen to silence themselves.
+GENTLE = 0.1
 
 
 class Results:
@@ -198,8 +195,14 @@ class Results:
     def _notes(self, gap: ConditionGap) -> list[str]:
         """What to know about the figures. A decoder that is let go, or taught at random, may read nothing."""
         align = self.config.align
-        kept = align.schedule == "constant" and align.target == "likelihood"
-        return [UNREAD] if kept and gap.decoder_reads_nothing else []
+        if align.schedule != "constant" or align.target != "likelihood" or not gap.decoder_reads_nothing:
+            return []
+        lively = self.config.train.decoder_lr_multiplier <= GENTLE
+        remedy = "another align.layer" if lively else f"train.decoder_lr_multiplier={GENTLE}, or another align.layer"
+        return [
+            "the decoder reads nothing off the side network's features (its R2 is 0 where control is not), so the "
+            f"alignment did not help; try {remedy} (docs/method.md, the learning meter)"
+        ]
 
     def _batch_size(self) -> int:
         """Samples per optimiser step, over all processes."""
