@@ -27,7 +27,7 @@ from lisa.data.images import load_rgb
 from lisa.evaluate.runner import fidelity_gain
 from lisa.sample.grids import labelled_grid, save_png
 from lisa.train.config import TrainConfig
-from lisa.train.presets import quickstart_config
+from lisa.train.quickstart import quickstart_config
 from lisa.train.settings import load_settings, save_settings
 
 ALONE = (0.7, 1.0, 1.3, 1.7, 2.2, 2.8)

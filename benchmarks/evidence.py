@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import date
@@ -42,7 +43,7 @@ ARMS = (
 def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path) -> list[str]:
     """What follows ``lisa``; the same for every job and every time."""
     named = [part for arm in arms for part in ("--arms", arm)]
-    file = (HERE / "evidence" / f"{model}.yaml").relative_to(Path.cwd())
+    file = Path(os.path.relpath(HERE / "evidence" / f"{model}.yaml"))
     steps, every = CONDITIONS[condition]
     settings = [f"data.condition={condition}", f"train.steps={steps}", f"log.held_out_every={every}"]
     settings += [f"train.learning_rate={RATES[model, condition]:g}"] if (model, condition) in RATES else []
@@ -66,7 +67,7 @@ def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> N
 def record(summary: dict[str, Any], command: list[str], jobs: int) -> dict[str, Any]:
     """The comparison as one file of rows."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    about = {"commit": commit.stdout.strip(), "steps": summary["steps"], "command": " ".join(["lisa", *command])}
+    about = {"commit": commit.stdout.strip(), "steps": summary["steps"], "command": shlex.join(["lisa", *command])}
     rows = [{**about, **{k: v for k, v in row.items() if k != "per_seed"}} for row in summary["arms"]]
     return {
         "what": "speed-up and final quality of arms trained with the same seeds; 95% t-intervals over seeds",

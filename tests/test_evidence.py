@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def trained(evidence, tmp_path, monkeypatch):
         str(tmp_path / "results"),
         "--arms",
         "plain",
-        "recipe:lisa",
+        "recipe:lisa;align.weight=0.2",
     ]
     monkeypatch.setattr(sys, "argv", ["evidence.py", "tiny-sd", "skeleton", *options])
     monkeypatch.chdir(ROOT)
@@ -89,7 +90,7 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     plain, recipe = found["rows"]
     for row in (plain, recipe):
         assert row.keys() >= {*ROW, "commit", "command", "steps"} and row["seeds"] == [0, 1, 2, 3, 4]
-        assert row["commit"] == "abc1234" and row["command"] == " ".join(["lisa", *asked[0]])
+        assert row["commit"] == "abc1234" and shlex.split(row["command"]) == ["lisa", *asked[0]]
     assert recipe["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
     assert "data.condition=skeleton train.steps=1500" in recipe["command"]
 

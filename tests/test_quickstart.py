@@ -125,6 +125,6 @@ def test_the_embedded_model_is_light(name):
 
 
 def test_every_embedded_model_has_a_quickstart():
-    from lisa.train.presets import QUICKSTART_MODELS
+    from lisa.train.quickstart import QUICKSTART_MODELS
 
     assert sorted(QUICKSTART_MODELS) == lisa.zoo.names()

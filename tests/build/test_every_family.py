@@ -12,9 +12,11 @@ import runs
 import tiny
 from conformance import tiny_flux, tiny_hunyuan, tiny_qwen, tiny_sana, tiny_sd3, tiny_sdxl, tiny_zimage
 from conformance.table import ROWS, VIDEO_ROWS
+from lisa.build import condition_start
 from lisa.common.runfolder import RunFolder
 from lisa.core.decoder import LikelihoodDecoder
 from lisa.pairs import pair_spec
+from lisa.sides.embedding import find_condition_embedding, init_condition_embedding
 
 # Shallow, so that a run takes seconds: the aligned layer is then not always the default one.
 FAMILIES = {
@@ -40,6 +42,18 @@ def test_every_pair_is_trained_somewhere():
     assert {row.pair for row in [*ROWS, *VIDEO_ROWS]} == FAMILIES.keys() | ELSEWHERE.keys()
 
 
+def watch_starts(monkeypatch):
+    """The networks whose condition embedding is started by the data."""
+    started = []
+
+    def start(network, run, batches):
+        started.append(network)
+        init_condition_embedding(network, run, batches)
+
+    monkeypatch.setattr(condition_start, "init_condition_embedding", start)
+    return started
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training(name, tmp_path, monkeypatch):
     make, changes = FAMILIES[name]
@@ -51,6 +65,7 @@ def test_training(name, tmp_path, monkeypatch):
         return decode(self, feature, timesteps, size, x_t)
 
     monkeypatch.setattr(LikelihoodDecoder, "forward", watched)
+    started = watch_starts(monkeypatch)
     folder = make(tmp_path / "model")
     raw = runs.settings(
         tmp_path / "run", folder, data__size=64, sample__steps=2, train__ema=0.9, log__held_out_every=1, **changes
@@ -59,6 +74,8 @@ def test_training(name, tmp_path, monkeypatch):
     summary = lisa.train(raw, quiet=True)
     assert summary["steps"] == 2 and summary["fidelity"]["samples"] == 2
     assert set(decoded) == {not spec.reference_side().sees_x_t}, "the decoder is given what the side network lacks"
+    has_embedding = find_condition_embedding(spec.reference_side().module) is not None
+    assert len(started) == has_embedding and has_embedding == ("t2i" not in name)
     run = RunFolder(tmp_path / "run")
     steps = list(run.read_events("train"))
     assert len(steps) == 2 and all(event["alignment"] > 0 for event in steps)
@@ -67,5 +84,15 @@ def test_training(name, tmp_path, monkeypatch):
     _, found = kind.from_pretrained(tmp_path / "run" / "side_network", output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
     # Another run starts from it: the blocks fit, and nothing was saved that belongs to the main network.
-    raw |= {"out": str(tmp_path / "more"), "side": {"init": str(tmp_path / "run")}}
+    raw |= {"out": str(tmp_path / "more"), "side": {"init": str(tmp_path / "run"), "condition_init": "auto"}}
+    assert lisa.train(raw, quiet=True)["steps"] == 2
+    assert len(started) == has_embedding, "what has learnt its embedding keeps it"
+
+
+def test_a_start_in_mixed_precision_with_borrowed_modules(tmp_path):
+    """Z-Image's side network borrows the main network's modules, which are then in 16 bits."""
+    make, changes = FAMILIES["zimage-controlnet"]
+    raw = runs.settings(tmp_path / "run", make(tmp_path / "model"), data__size=64, sample__steps=2, **changes)
+    raw["model"]["pair"], raw["side"]["condition_init"] = "zimage-controlnet", "lsuv"
+    raw["train"]["mixed_precision"] = "bf16"
     assert lisa.train(raw, quiet=True)["steps"] == 2

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import lisa
 import runs
+from lisa.build import condition_start
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.core.held_out import ConditionGap
+from lisa.data.scenes import Scene
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 from lisa.train.step import ControlStep
@@ -189,6 +192,36 @@ def test_the_condition_embedding_can_start_with_what_differs(sd_small, tmp_path)
     assert all(torch.equal(kept["lsuv"][key], value) for key, value in kept["again"].items())
     rest = [key for key in kept["default"] if not key.startswith("controlnet_cond_embedding")]
     assert all(torch.equal(kept["lsuv"][key], kept["default"][key]) for key in rest)
+
+
+def test_conditions_that_do_not_differ_leave_the_start_as_it_is(sd_small, tmp_path, monkeypatch, capsys):
+    """By `auto`; `lsuv` was asked for by name."""
+    monkeypatch.setattr(Scene, "condition", lambda self, name, size: np.zeros((size, size, 3), np.uint8))
+    assert train(tmp_path / "auto", sd_small, side__condition_init="auto")["steps"] == 2
+    assert "condition_init=auto leaves the start as it is: 12 conditions that do not differ" in capsys.readouterr().err
+    with pytest.raises(LisaError, match="conditions that do not differ"):
+        train(tmp_path / "lsuv", sd_small, side__condition_init="lsuv")
+
+
+def test_a_resumed_run_has_its_embedding_from_the_checkpoint(sd_small, tmp_path, monkeypatch):
+    """Also where it was to be resumed from the latest there is, and there was none: as `lisa compare` says it."""
+    starts = []
+    monkeypatch.setattr("lisa.build.training.start_by_data", lambda *given: starts.append(given))
+    fresh = {"side__condition_init": "auto", "resume": "latest"}
+    train(tmp_path / "run", sd_small, log__checkpoint_every=1, **fresh)
+    assert len(starts) == 1
+    train(tmp_path / "run", sd_small, log__checkpoint_every=1, train__steps=3, **fresh)
+    assert len(starts) == 1
+
+
+def test_what_is_measured_is_spread_over_the_samples(sd_small, tmp_path, monkeypatch):
+    """Neighbours may be alike, such as the shots of one film; and of clips every frame is a picture."""
+    seen = []
+    monkeypatch.setattr(condition_start, "_FEWEST", 3)
+    monkeypatch.setattr(condition_start, "_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr(condition_start, "init_condition_embedding", lambda side, run, batches: seen.extend(batches))
+    train(tmp_path / "run", sd_small, side__condition_init="auto")
+    assert seen == [[0, 4], [8]], "12 samples in batches of 2"
 
 
 def test_a_pair_without_a_condition_embedding_is_refused_before_anything_is_read(tmp_path):

@@ -213,6 +213,14 @@ def test_notes_of_the_trainings_are_passed_on(tmp_path):
     assert "lisa, seed 0, 2: its decoder reads nothing." in notes(tmp_path)
 
 
+def test_a_metric_that_no_run_has_a_figure_for_is_left_out(tmp_path):
+    summary = make_run(tmp_path, "plain", 0, saturating(100)) / "summary.json"
+    raw = json.loads(summary.read_text())
+    raw["fidelities"]["edges"]["metrics"]["flicker"]["with"]["value"] = None
+    summary.write_text(json.dumps(raw))
+    assert list(write_report([tmp_path], tmp_path)["arms"][0]["fidelity"]["metrics"]) == ["edge_f1"]
+
+
 def test_averaged_weights_are_said(tmp_path):
     make_run(tmp_path, "plain", 0, saturating(100), settings={"train.ema": None})
     assert "train.ema" not in notes(tmp_path)

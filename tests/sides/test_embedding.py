@@ -11,6 +11,7 @@ import tiny
 from lisa.build.checks import check_condition_init
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_names, pair_spec
+from lisa.sides import embedding
 from lisa.sides.controlnet import ControlNetSide
 from lisa.sides.embedding import condition_embedding
 
@@ -100,6 +101,14 @@ def test_conditions_that_do_not_differ(conditions):
     with pytest.raises(LisaError, match="conditions that do not differ cannot tell"):
         start(side, conditions)
     assert not condition_embedding(side.module)._forward_pre_hooks
+
+
+def test_many_large_pictures_are_measured_by_a_few_of_them(monkeypatch):
+    """A first convolution over all frames of a clip would take gigabytes."""
+    monkeypatch.setattr(embedding, "_PIXELS", 4 * 64 * 64)
+    monkeypatch.setattr(embedding, "_FEWEST", 2)
+    given = embedding._measured([strokes(9), strokes(8)], pixels=True)
+    assert len(given) == 4 and len(embedding._measured([strokes(9), strokes(8)], pixels=False)) == 17
 
 
 def test_a_network_that_is_not_called():

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from lisa.common.errors import LisaError, nearest
 from lisa.compare.aligned import shared_by_arms
-from lisa.train.settings import split_override
+from lisa.train.presets import settings_of
+from lisa.train.settings import flat, split_override
 
 _ALIGNED = "align.enabled=true"
 
@@ -127,12 +128,13 @@ def _named(name: str, text: str) -> NamedArm:
 
 
 def _checked(override: str, text: str) -> str:
-    key, _ = split_override(override)
-    if shared_by_arms(key) or key.partition(".")[0] in ("out", "seed", "resume", "overwrite", "log"):
-        raise LisaError(
-            f"the arm {text!r} sets {key}, which must be the same in all arms",
-            "Set it for the whole comparison, before --arms; arms may set align, train, side and model",
-        )
+    name, value = split_override(override)
+    for key in flat(settings_of(value)) if name == "preset" else [name]:
+        if shared_by_arms(key) or key.partition(".")[0] in ("out", "seed", "resume", "overwrite", "log"):
+            raise LisaError(
+                f"the arm {text!r} sets {key}, which must be the same in all arms",
+                "Set it for the whole comparison, before --arms; arms may set align, train, side and model",
+            )
     return override
 
 

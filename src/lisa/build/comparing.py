@@ -242,7 +242,7 @@ def _check_arms(waiting: Sequence[TrainConfig]) -> None:
 def _check_different(arms: Sequence[Arm], seeds: Sequence[int], configs: dict[tuple[str, int], TrainConfig]) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
-        settings = configs[arm.name, seeds[0]].model_dump_json(exclude={"out"})
+        settings = configs[arm.name, seeds[0]].model_dump_json(exclude={"out", "preset"})
         if settings in seen:
             raise LisaError(f"the arms {seen[settings]!r} and {arm.name!r} are the same", "Leave one of them out")
         seen[settings] = arm.name
@@ -260,7 +260,11 @@ def _check_same(config: TrainConfig) -> None:
 
 
 def _indifferent(name: str) -> bool:
-    return of_the_place(name) or name.startswith("log.checkpoint") or name in ("log.tracker", "log.fidelity_share")
+    return (
+        of_the_place(name)
+        or name.startswith("log.checkpoint")
+        or name in ("log.tracker", "log.fidelity_share", "preset")
+    )
 
 
 def _done(config: TrainConfig) -> bool:

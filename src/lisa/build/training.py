@@ -81,7 +81,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
             run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
         accelerator.wait_for_everyone()
         begin_tracking(accelerator, config)
-        built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, quiet)
+        built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, checkpoint is None, quiet)
         if checkpoint is not None:
             built.checkpoints.load(checkpoint)
         built.readings.restore(checkpoint)
@@ -111,6 +111,7 @@ def _assemble(
     aligner: LikelihoodAligner | None,
     schedule: Any,
     data: parts.DataParts,
+    fresh: bool,
     quiet: bool,
 ) -> _Built:
     """Data, optimiser, meters and callbacks around the pair."""
@@ -118,7 +119,8 @@ def _assemble(
 
     settings, draws = config.train, Draws(config.seed)
     train_data, held_data = _encode(config, accelerator, pair, data, None if quiet else say)
-    start_by_data(config, pair, train_data, draws, accelerator.device)
+    if fresh:
+        start_by_data(config, pair, train_data, draws, accelerator)
     optimizer, clip = parts.build_optimizer(config, pair, aligner, accelerator.device)
     # Not handed to accelerate, which would step it once per process: here it is once per optimiser step.
     scheduler = get_scheduler(

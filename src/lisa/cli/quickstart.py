@@ -23,7 +23,7 @@ def quickstart(
     """See it work: train a side network on an embedded model and procedural scenes, in minutes, on a CPU."""
     from lisa.cli.common import interrupted, print_json, quiet_libraries
     from lisa.cli.report import print_summary
-    from lisa.train.presets import quickstart_config
+    from lisa.train.quickstart import quickstart_config
 
     config = quickstart_config(
         out=out, condition=condition, model=model, steps=steps, seed=seed, plain=plain, overwrite=overwrite

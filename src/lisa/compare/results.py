@@ -229,16 +229,14 @@ def _fidelity(runs: Mapping[int, Run], condition: str) -> dict[str, Any]:
 
 def _metrics(of_runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """What else was judged, means over the seeds; of metrics that every run has."""
-    return {
-        name: {
-            **(_interval([_number(metrics[name]["with"]["value"]) for metrics in of_runs]) or {}),
-            "without": float(np.mean([_number(metrics[name]["without"]["value"]) for metrics in of_runs])),
-            "unit": about["unit"],
-            "higher_is_better": about["higher_is_better"],
-        }
-        for name, about in of_runs[0].items()
-        if all(name in metrics for metrics in of_runs)
-    }
+    found = {}
+    for name, about in of_runs[0].items():
+        each = [metrics[name] for metrics in of_runs if name in metrics]
+        mean = _interval([_number(figure["with"]["value"]) for figure in each])
+        if len(each) == len(of_runs) and mean is not None:
+            without = float(np.mean([_number(figure["without"]["value"]) for figure in each]))
+            found[name] = {**mean, "without": without, **{key: about[key] for key in ("unit", "higher_is_better")}}
+    return found
 
 
 def _mean(runs: Mapping[int, Run], figure: Callable[[Run], float]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ Neither is needed to start without an effect: the layers at the way out are zero
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from lisa.common.errors import LisaError
 
 _Batch = TypeVar("_Batch")
 
+# Pictures of which a first convolution's outputs are no great load: so many pixels, but at least so many pictures.
+_PIXELS, _FEWEST = 2**22, 8
 # Layers that take condition latents (or tokens) in; told by attribute, whatever the class.
 _LAYERS = ("pos_embed_input.proj", "controlnet_x_embedder", "input_block", "control_layers.0.before_proj")
 
@@ -84,36 +86,49 @@ def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object]
                 run(batch)
             except _CameInError:
                 continue
+    single = isinstance(embedding, nn.Linear | nn.Conv2d)
+    weight = next(embedding.parameters())
+    hidden = _measured(caught, pixels=not single).to(weight.device, weight.dtype)
+    layer: Any = embedding
+    if single:
+        _unit_variance(layer, hidden, "linear")
+        if layer.bias is not None:
+            shared = layer(hidden)
+            layer.bias.sub_(shared.movedim(1 if shared.ndim == 4 else -1, 0).flatten(1).mean(dim=1))
+        return
+    for convolution in (layer.conv_in, *layer.blocks):
+        _unit_variance(convolution, hidden, "relu")
+        hidden = nn.functional.silu(convolution(hidden))
+
+
+def _measured(caught: Sequence[Tensor], pixels: bool) -> Tensor:
+    """What is measured, (N, ...). Of pixels, spread evenly, only as many as a first convolution easily has room for.
+
+    Raises:
+        LisaError: nothing came in, or what did does not differ.
+    """
     if not caught:
         raise LisaError("no condition came in: run did not call this network with any batch", "Call the network itself")
-    weight = next(embedding.parameters())
     # Where captions' tokens follow the picture's, batches differ in length; what all of them have is enough to measure.
     shortest = [min(sizes) for sizes in zip(*[each.shape[1:] for each in caught], strict=True)]
     alike = tuple(slice(size) for size in shortest)
-    hidden = torch.cat([each[:, *alike] for each in caught]).to(weight.device, weight.dtype)
-    if isinstance(embedding, nn.Linear | nn.Conv2d):
-        _unit_variance(embedding, hidden, "linear")
-        if embedding.bias is not None:
-            shared = embedding(hidden)
-            embedding.bias.sub_(shared.movedim(1 if shared.ndim == 4 else -1, 0).flatten(1).mean(dim=1))
-        return
-    first: Any = embedding
-    for convolution in (first.conv_in, *first.blocks):
-        _unit_variance(convolution, hidden, "relu")
-        hidden = nn.functional.silu(convolution(hidden))
+    given = torch.cat([each[:, *alike] for each in caught])
+    if pixels:
+        most = max(_FEWEST, _PIXELS // given[0, 0].numel())
+        given = given[:: -(-len(given) // most)]
+    if not given.var(dim=0, correction=0).mean() > 0:
+        raise LisaError(
+            f"{len(given)} conditions that do not differ cannot tell how the condition embedding should start",
+            "Give some dozens of different ones, or leave side.condition_init at default",
+        )
+    return given
 
 
 def _unit_variance(layer: nn.Linear | nn.Conv2d, given: Tensor, nonlinearity: Any) -> None:
     nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    spread = layer(given).var(dim=0, correction=0).mean().sqrt()
-    if not spread > 0:
-        raise LisaError(
-            f"{len(given)} conditions that do not differ cannot tell how the condition embedding should start",
-            "Give some dozens of different ones, or leave side.condition_init at default",
-        )
-    layer.weight.div_(spread)
+    layer.weight.div_(layer(given).var(dim=0, correction=0).mean().sqrt())
 
 
 class _CameInError(Exception):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lisa.train.align_settings import AlignSettings
 from lisa.train.network_settings import ModelSettings, SideSettings
-from lisa.train.recipes import PRESETS, on_top, settings_of
+from lisa.train.presets import PRESETS, on_top, settings_of
 from lisa.train.settings import Positive, Settings, one_of
 
 CacheItem = Literal["latents", "text", "conditions"]
@@ -160,8 +160,8 @@ class TrainConfig(Settings):
     overwrite: bool = Field(False, description="Replace an earlier run in OUT.")
     preset: str | None = Field(
         None,
-        description="Named settings. In a file they lie beneath its other settings; on the command line on top of the "
-        "file's, beneath the command line's others.",
+        description=f"Named settings ({', '.join(PRESETS)}). In a file they lie beneath its other settings; on the "
+        "command line on top of the file's and of what stands before them.",
     )
     model: ModelSettings = Field(default_factory=ModelSettings, description="Main network.")
     side: SideSettings = Field(default_factory=SideSettings, description="Side network.")
@@ -193,7 +193,7 @@ class TrainConfig(Settings):
         from lisa.pairs import pair_spec
 
         if self.data.default_caption is None and pair_spec(self.model.pair).call.begins == "frame":
-            self.data.default_caption = ""
+            self.data = self.data.model_copy(update={"default_caption": ""})  # it may be another's, too
         return self
 
     @property

@@ -63,7 +63,7 @@ class SideSettings(Settings):
         "default",
         description="Start of a new side network's condition embedding: the family's, which at first lets hardly "
         "anything of the condition in; lsuv, scaled by the training's conditions: control sets in sooner; auto: lsuv "
-        "where the side network has such an embedding.",
+        "of a new side network that has such an embedding.",
     )
     depth: int | None = Field(
         None, ge=1, description="Blocks of a new side network that is a stack of them; empty: the family's custom."
@@ -91,7 +91,7 @@ class SideSettings(Settings):
     def _of_a_new_one(self) -> SideSettings:
         if self.init is not None and self.depth is not None:
             raise ValueError("depth is of a new side network; the one that init names has its own")
-        if self.init is not None and self.condition_init != "default":
+        if self.init is not None and self.condition_init == "lsuv":
             raise ValueError(
                 "condition_init is of a new side network; the one that init names has learnt its embedding"
             )

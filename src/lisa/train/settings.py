@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lisa.common.errors import LisaError, nearest
 from lisa.common.mappings import flat
-from lisa.train.recipes import settings_of
+from lisa.train.presets import settings_of
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -40,11 +40,11 @@ def load_settings(model: type[Model], file: str | Path | None = None, overrides:
         LisaError: the file is missing or not YAML, an override has no ``=``, or any key or value is wrong; all wrong
             keys and values are in the one message.
     """
-    return check_settings(model, merge(file, overrides))
+    return check_settings(model, merge(file, overrides, presets="preset" in model.model_fields))
 
 
-def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """The raw mapping of a YAML file with overrides on top; between them, the preset that the overrides name."""
+def merge(file: str | Path | None, overrides: Sequence[str], *, presets: bool = True) -> dict[str, Any]:
+    """The raw mapping of a YAML file with overrides on top, from left to right; a preset sets all that it names."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -56,14 +56,16 @@ def merge(file: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
             if not path.is_file():
                 raise LisaError(f"there is no configuration file {str(path)!r}", "Check the path")
             base = OmegaConf.load(path)
-        named = [value for name, value in map(split_override, overrides) if name == "preset"]
         if not isinstance(base, DictConfig):
             raise LisaError(
                 f"the configuration {str(file)!r} is not a mapping of sections", "See docs/configuration.md"
             )
-        preset = OmegaConf.create(settings_of(named[-1]) if named else {})
-        given = OmegaConf.from_dotlist(list(overrides))
-        merged = OmegaConf.to_container(OmegaConf.merge(base, preset, given), resolve=True)
+        given = []
+        for item in overrides:
+            one = OmegaConf.from_dotlist([item])
+            given += [OmegaConf.create(settings_of(one["preset"]))] if presets and "preset" in one else []
+            given.append(one)
+        merged = OmegaConf.to_container(OmegaConf.merge(base, *given), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         what = "the overrides cannot be read" if file is None else f"the configuration {str(file)!r} cannot be read"
         raise LisaError(f"{what}: {' '.join(str(error).split())}", "Correct the YAML, or the overrides") from None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from lisa.build.arms import parse_arms
+from lisa.build.comparing import make_plan
 from lisa.common.errors import LisaError
 from lisa.train.config import TrainConfig
-from lisa.train.recipes import PRESETS, on_top
+from lisa.train.presets import PRESETS, on_top
+from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.settings import check_settings, load_settings, save_settings
 
 
@@ -29,13 +32,41 @@ def test_in_a_file_it_lies_beneath_the_others(tmp_path):
     assert check_settings(TrainConfig, {"preset": "strong", "align": {"weight": 0.3}}).align.warmup == 9
 
 
-def test_on_the_command_line_it_lies_on_top_of_the_file(tmp_path):
+def test_on_the_command_line_it_lies_on_top_of_the_file_and_what_stands_before(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("align: {weight: 0.3, layer: mid}\n")
     assert settings(file, "preset=strong") == (0.7, 9, 3.0)
-    assert settings(file, "align.weight=0.1", "preset=strong") == (0.1, 9, 3.0)
+    assert settings(file, "preset=strong", "align.weight=0.1") == (0.1, 9, 3.0)
+    assert settings(file, "align.weight=0.1", "preset=strong") == (0.7, 9, 3.0)
     assert load_settings(TrainConfig, file, ["preset=strong"]).align.layer == "mid"
-    assert settings(None, "preset=strong") == (0.7, 9, 3.0)
+    assert settings(None, "preset=strong") == settings(file, "preset='strong'") == (0.7, 9, 3.0)
+
+
+def test_an_arms_preset_lies_on_top_of_what_all_arms_have(tmp_path):
+    """And what the arm says after it on top of that."""
+    arms = parse_arms(["plain", "recipe:preset=strong", "tuned:preset=strong;align.warmup=1"])
+    plan = make_plan(None, ["train.zero_lr_multiplier=5", "align.weight=0.3"], arms, [0], tmp_path)
+    found = {arm: config for (arm, _), config in plan.configs.items()}
+    values = {arm: (c.align.weight, c.align.warmup, c.train.zero_lr_multiplier) for arm, c in found.items()}
+    assert values == {"plain": (0.3, 0, 5.0), "recipe": (0.7, 9, 3.0), "tuned": (0.7, 1, 3.0)}
+
+
+def test_an_arms_preset_sets_nothing_that_all_arms_must_have_alike(monkeypatch):
+    monkeypatch.setitem(PRESETS, "larger", {"data": {"size": 96}})
+    with pytest.raises(LisaError, match=r"'big:preset=larger' sets data\.size, which must be the same"):
+        parse_arms(["big:preset=larger"])
+
+
+def test_arms_that_differ_in_the_presets_name_alone_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "alias", {"align": {"weight": 0.2}})
+    with pytest.raises(LisaError, match="the arms 'lisa' and 'named' are the same"):
+        make_plan(None, [], parse_arms(["lisa", "named:lisa;preset=alias"]), [0], tmp_path)
+
+
+def test_a_configuration_without_presets_has_none():
+    with pytest.raises(LisaError) as error:
+        load_settings(PretrainConfig, None, ["preset=strong"])
+    assert "preset: no such setting" in str(error.value) and "zero_lr_multiplier" not in str(error.value)
 
 
 def test_a_saved_configuration_is_the_same_again(tmp_path):

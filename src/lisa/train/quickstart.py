@@ -1,0 +1,66 @@
+"""What ``lisa quickstart`` trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lisa.common.errors import choose
+from lisa.train.config import TrainConfig
+from lisa.train.presets import on_top
+from lisa.train.settings import check_settings
+
+#: What ``lisa quickstart`` trains: an embedded model on scenes, in minutes on two cores.
+QUICKSTART: dict[str, Any] = {
+    "preset": "sooner",
+    "data": {"source": "scenes", "held_out": 64, "cache": ["latents", "text", "conditions"]},
+    "train": {"steps": 700, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 50, "lr_schedule": "cosine"},
+    "log": {
+        "every": 10,
+        "held_out_every": 50,
+        "samples_every": 350,
+        "checkpoint_every": 350,
+        "checkpoint_limit": 1,
+        "tracker": "none",
+    },
+    "sample": {"steps": 20, "guidance": 3.0, "count": 48},
+}
+#: What differs between the embedded models: the pair, and what was found to work for it.
+QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
+    "tiny-sd": {"model": {"pair": "sd-controlnet"}},
+    "tiny-sd3": {
+        "model": {"pair": "sd3-controlnet"},
+        "train": {"steps": 1_000, "learning_rate": 2e-3, "zero_lr_multiplier": 3.0},
+        "log": {"samples_every": 500, "checkpoint_every": 500},
+        "sample": {"count": 24},  # its pictures are made one at a time
+    },
+}
+_MOST_SCENES = 3_000
+
+
+def quickstart_config(
+    *,
+    out: Path,
+    condition: str = "edges",
+    model: str = "tiny-sd",
+    steps: int | None = None,
+    seed: int = 0,
+    plain: bool = False,
+    overwrite: bool = False,
+) -> TrainConfig:
+    """The quickstart as a configuration of the trainer.
+
+    Raises:
+        LisaError: there is no such model, or a setting is impossible.
+    """
+    own = QUICKSTART_MODELS[choose("embedded model", model, QUICKSTART_MODELS)]
+    raw = on_top(QUICKSTART, own)
+    raw["data"]["condition"] = condition
+    raw["model"]["path"] = model
+    raw["align"] = {"enabled": not plain}
+    if steps is not None:
+        raw["train"]["steps"] = steps
+    # Drawing and encoding scenes takes time too: no more of them than the steps can see.
+    seen = raw["train"]["steps"] * raw["train"]["batch_size"]
+    raw["data"]["scenes"] = raw["data"]["held_out"] + min(_MOST_SCENES, seen)
+    return check_settings(TrainConfig, {**raw, "out": out, "seed": seed, "overwrite": overwrite})
