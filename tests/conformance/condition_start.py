@@ -17,8 +17,7 @@ def a_start_by_the_conditions_lets_them_in_and_changes_nothing(row: Row, folder:
     """side.condition_init=lsuv: what differs comes in with a spread of 1, while the way out is still zero."""
     pair = rows.make_pair(row, folder, randomise=False)
     embedding = find_condition_embedding(pair.side.module)
-    if embedding is None:
-        assert pair.spec.side_kind in ("T2IAdapter", "WanVACEBranch")
+    if embedding is None:  # an adapter, or a family's own way in; tests/sides/test_embedding.py says which of ours
         return
     inputs, _ = rows.make_inputs(pair, row.sizes[0])
     last = getattr(embedding, "conv_out", None)  # a chain of convolutions: what comes to the zero one at its end

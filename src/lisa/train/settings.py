@@ -62,8 +62,9 @@ def merge(file: str | Path | None, overrides: Sequence[str], *, presets: bool = 
             )
         given = []
         for item in overrides:
+            name, _ = split_override(item)
             one = OmegaConf.from_dotlist([item])
-            given += [OmegaConf.create(settings_of(one["preset"]))] if presets and "preset" in one else []
+            given += [OmegaConf.create(settings_of(one["preset"]))] if presets and name == "preset" else []
             given.append(one)
         merged = OmegaConf.to_container(OmegaConf.merge(base, *given), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
