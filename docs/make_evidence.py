@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import marked_page
 
 from lisa.compare import wording
 
@@ -69,9 +70,4 @@ def tables() -> str:
 
 
 if __name__ == "__main__":
-    page = TARGET.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    made = before + BEGIN + tables() + END + rest.partition(END)[2]
-    if "--check" in sys.argv:
-        sys.exit(made != page)
-    TARGET.write_text(made, encoding="utf-8")
+    marked_page.write(TARGET, BEGIN, tables(), END)

@@ -5,11 +5,11 @@ Networks are built on the meta device, without weights, from the configurations 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import marked_page
 import torch
 from torch import nn
 
@@ -129,9 +129,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    page = TARGET.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    made = before + BEGIN + table() + END + rest.partition(END)[2]
-    if "--check" in sys.argv:
-        sys.exit(made != page)
-    TARGET.write_text(made, encoding="utf-8")
+    marked_page.write(TARGET, BEGIN, table(), END)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import sys
@@ -31,22 +30,20 @@ ROW = {
 }
 
 
-def script(path):
-    """A script of the repository as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def evidence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import evidence
+
+    return evidence
 
 
 @pytest.fixture
-def evidence():
-    return script(ROOT / "benchmarks" / "evidence.py")
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import make_evidence
 
-
-@pytest.fixture
-def page():
-    return script(ROOT / "docs" / "make_evidence.py")
+    return make_evidence
 
 
 @pytest.fixture

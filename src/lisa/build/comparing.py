@@ -19,12 +19,10 @@ from pathlib import Path
 
 from lisa.build import parts
 from lisa.build.arms import Arm
-from lisa.build.checks import check_condition_init
-from lisa.build.memory import check_memory
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.compare.aligned import of_the_place, read_run
-from lisa.pairs import Pair, pair_spec
+from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest
 from lisa.train.settings import changed_settings, check_settings, merge, save_settings
@@ -227,9 +225,7 @@ def _check_arms(waiting: Sequence[TrainConfig]) -> None:
     for config in {config.out.parent.name: config for config in waiting}.values():
         RunFolder(config.out).check(overwrite=False, resume=True)
         try:
-            parts.check_optimizer(config)
-            check_memory(config)
-            check_condition_init(config.side.condition_init, pair_spec(config.model.pair))
+            parts.check_before_loading(config)
             aligner, _ = parts.build_alignment(config, networks.of(config))
         except LisaError as error:
             raise LisaError(f"arm {config.out.parent.name}: {error.problem}", error.remedy, error.choices) from None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lisa.build.checks import (
+    check_condition_init,
     check_float16,
     check_frames,
     check_kind,
@@ -20,7 +21,7 @@ from lisa.build.checks import (
     choose_log_sigma,
     enable_checkpointing,
 )
-from lisa.build.memory import make_networks
+from lisa.build.memory import check_memory, make_networks
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
@@ -243,6 +244,20 @@ def build_optimizer(
     if settings.optimizer == "adamw-8bit":
         return _adamw_8bit(device)(groups, **options), clip
     return torch.optim.AdamW(groups, **options, fused=device.type in ("cpu", "cuda", "mps", "xpu")), clip
+
+
+def check_before_loading(config: TrainConfig) -> None:
+    """Refuse what the settings alone show to be impossible, before anything is read.
+
+    Raises:
+        LisaError: an optimiser or a saving of memory that cannot be had here, pictures where the pair makes clips or
+            the other way round, or a start of a condition embedding that its side network does not have.
+    """
+    check_optimizer(config)
+    spec = pair_spec(config.model.pair)
+    check_kind(config.data.frames, spec)
+    check_condition_init(config.side.condition_init, spec)
+    check_memory(config)
 
 
 def check_optimizer(config: TrainConfig) -> None:

@@ -16,16 +16,15 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa.build import parts
-from lisa.build.checks import check_condition_init
 from lisa.build.condition_start import start_by_data
 from lisa.build.fidelity import FidelityReadings, judged_conditions
 from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
-from lisa.build.memory import check_device, check_memory, offload_to
+from lisa.build.memory import check_device, offload_to
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
-from lisa.pairs import Pair, pair_spec
+from lisa.pairs import Pair
 from lisa.processes.draws import Draws
 from lisa.train import callbacks as cb
 from lisa.train.averaging import averaged_weights, trained_parameters
@@ -64,11 +63,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder = RunFolder(config.out)
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
-    parts.check_optimizer(config)
-    spec = pair_spec(config.model.pair)
-    parts.check_kind(config.data.frames, spec)
-    check_condition_init(config.side.condition_init, spec)
-    check_memory(config)
+    parts.check_before_loading(config)
     with session(config) as accelerator:
         check_device(config, accelerator.device)
         data = parts.open_data(config.data, config.seed)
