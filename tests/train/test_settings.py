@@ -25,6 +25,14 @@ def test_overrides_stand_above_the_file(tmp_path):
     assert load_settings(TrainConfig).align.weight == 0.2, "the reference"
 
 
+def test_a_bare_no_is_a_precision(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {mixed_precision: no}\n")
+    assert load_settings(TrainConfig, file).train.mixed_precision == "no"
+    assert load_settings(TrainConfig, None, ["train.mixed_precision=no"]).train.mixed_precision == "no"
+    assert "mixed_precision: Input should be 'no', 'fp16' or 'bf16'" in problem("train.mixed_precision=yes")
+
+
 def test_every_problem_is_in_one_message():
     message = problem(
         "train.stpes=3",

@@ -118,6 +118,11 @@ class TrainSettings(Settings):
     caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
     max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_name(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare no as false
+
 
 class LogSettings(Settings):
     """What is written down while training, and how often (in steps)."""
