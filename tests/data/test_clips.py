@@ -12,6 +12,7 @@ from lisa.common.errors import LisaError
 from lisa.data.clips import ClipFolder, Sampling, clip_folder
 from lisa.data.samples import HasCaptions, HasWindows, Source, Subset
 from lisa.data.sources import check_source, open_source
+from lisa.data.video import list_clips
 
 ALL = Sampling(4)
 
@@ -138,6 +139,16 @@ def test_what_is_missing_is_named(root, tmp_path):
         open_source(root, sampling=ALL)
     with pytest.raises(LisaError, match="has no folder 'clips'"):
         clip_folder(tmp_path / "pictures", ALL)
+
+
+def test_animations_of_generated_clips_are_no_frames(tmp_path):
+    for key in ("a", "deep/b", "deep/c.v2"):
+        save(picture(), tmp_path / key / "0000.png")
+        save(picture(), tmp_path / f"{key}.webp")
+    assert list_clips(tmp_path) == [tmp_path / "a", tmp_path / "deep" / "b", tmp_path / "deep" / "c.v2"]
+    save(picture(), tmp_path / "alone.webp")
+    with pytest.raises(LisaError, match=r"beside the clips \(such as 'alone.webp'\)"):
+        list_clips(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,13 @@ def _clips_in(folder: Path) -> Iterator[Path]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures in a folder (not below it) in the order in which people count: ``9.png`` before ``10.png``."""
+    """The pictures in a folder (not below it) in the order in which people count: ``9.png`` before ``10.png``.
+
+    ``a.webp`` beside a folder ``a`` is no frame: it is the animation that ``lisa generate`` makes of the frames in it.
+    """
     files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
-    return sorted(files, key=lambda f: (_counted(f.name), f.name))
+    frames = [f for f in files if f.suffix.lower() != ".webp" or not (folder / f.stem).is_dir()]
+    return sorted(frames, key=lambda f: (_counted(f.name), f.name))
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
