@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import lisa
 import runs
-from conformance import tiny_animatediff, tiny_svd
-from lisa.build import parts
+from conformance import tiny_animatediff, tiny_svd, tiny_wan
+from lisa.build import generation, parts
 from lisa.build.chosen import choose_sides, read_run
 from lisa.build.evaluation import Judging, evaluate
 from lisa.build.generation import GenerateOptions, generate
@@ -31,7 +32,8 @@ CLIPS = {"data__source": "moving-scenes", "data__frames": FRAMES, "data__scenes"
 
 
 def trained(folder, pair, make, **changes):
-    raw = runs.settings(folder / "run", make(folder / "model"), **CLIPS, log__samples=1, train__batch_size=1, **changes)
+    few = {**CLIPS, "log__samples": 1, "train__batch_size": 1}
+    raw = runs.settings(folder / "run", make(folder / "model"), **{**few, **changes})
     raw["model"]["pair"] = pair
     raw["train"]["steps"] = 1
     lisa.train(raw, quiet=True)
@@ -46,6 +48,24 @@ def text_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def frame_run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("frame"), "svd-controlnet", tiny_svd.make_folder, data__frame_rate=12.0)
+
+
+def test_a_branch_in_16_bits_keeps_in_float32_what_its_class_keeps(tmp_path, monkeypatch):
+    changes = {"data__frames": 5, "side__depth": 2, "align__enabled": False}
+    run = trained(tmp_path, "wan-vace", tiny_wan.make_folder, **changes)
+    seen = {}
+
+    def record(pipeline):
+        seen.update({name: value.dtype for name, value in pipeline.transformer.named_parameters()})
+        fast_scheduler(pipeline)
+
+    fast_scheduler = generation.fast_scheduler
+    monkeypatch.setattr(generation, "fast_scheduler", record)
+    assert generate(GenerateOptions(run=run, out=tmp_path / "made", dtype="bfloat16", count=1, **FAST))["made"] == 1
+    branch = {name: dtype for name, dtype in seen.items() if name.startswith("vace_blocks")}
+    kept = {name for name, dtype in branch.items() if dtype == torch.float32}
+    assert kept == {name for name in branch if ".norm2." in name or "scale_shift_table" in name} and kept
+    assert {branch[name] for name in branch.keys() - kept} == {torch.bfloat16}
 
 
 def clips(folder):

@@ -22,6 +22,7 @@ from lisa.common.files import write_json
 from lisa.data.folders import hash_file
 from lisa.data.samples import content_hash
 from lisa.mains.base import MainNetwork
+from lisa.mains.casting import cast
 from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
@@ -257,7 +258,8 @@ def _load_pipeline(
         network = spec.load_fitting_side(main, side.source, SideOptions(conditions=count))
         check_conditions(spec, network, count)
         choose_control_type(network, kind)
-        network.module.to(weights.dtype).eval()
+        cast(network.module, network.module.device, weights.dtype)
+        network.module.eval()
         networks.append(network)
     if spec.call.clips:
         for request in requests:
