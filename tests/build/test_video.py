@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
+import json
+import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 import lisa
 import runs
 from conformance import tiny_animatediff, tiny_svd, tiny_wan
-from lisa.build import parts
+from lisa.build import comparing, parts
 from lisa.build.chosen import read_run
+from lisa.cli.app import app
 from lisa.common.runfolder import RunFolder
 from lisa.data.samples import unstack_pictures
 from lisa.pairs import pair_spec
@@ -109,3 +116,27 @@ def test_interrupted_is_uninterrupted(folders, tmp_path, monkeypatch):
         assert lisa.train(raw(halves), quiet=True) is None
     assert lisa.train(raw(halves, resume="latest"), quiet=True)["steps"] == 2
     runs.assert_same(whole, halves)
+
+
+def test_a_comparison_on_clips(folders, tmp_path, monkeypatch):
+    """From the command to the report: what is measured between frames has a place in it, and clips move in it."""
+    here = lambda file, stop: 0 if lisa.train(str(file), quiet=True) is not None else 130  # noqa: E731
+    monkeypatch.setattr(comparing, "train_in_process", here)
+    file, out = tmp_path / "clips.yaml", tmp_path / "compared"
+    raw = settings(tmp_path / "unused", "svd-controlnet", folders("svd-controlnet"), log__held_out_every=2)
+    file.write_text(yaml.safe_dump(raw))
+    done = CliRunner().invoke(app, ["compare", str(file), "--arms", "plain,lisa", "--seeds", "1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    rows = json.loads((out / "summary.json").read_text())["arms"]
+    assert [row["arm"] for row in rows] == ["plain", "lisa"]
+    for row in rows:
+        judged = json.loads((out / row["arm"] / "seed-0" / "summary.json").read_text())["fidelity"]["metrics"]
+        for name in ("flicker", "warping_error"):
+            assert row["fidelities"]["edges"]["metrics"][name]["value"] == judged[name]["with"]["value"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "flicker (lower is better)" in page and "warping_error (lower is better)" in page
+    moving = re.findall(r"data:image/webp;base64,([^\"]+)", page)
+    assert len(moving) == 5, "condition, without control, both arms, truth"
+    for each in moving:
+        with Image.open(io.BytesIO(base64.b64decode(each))) as shown:
+            assert shown.n_frames == FRAMES
