@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +152,24 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     assert "was not made with these settings" in refuse(other), "the first frame is part of the stamp"
     generate(replace(other, out=tmp_path / "other"))
     assert not np.array_equal(clips(tmp_path / "other")[key], ours[key])
+
+
+def test_the_commands_of_the_page_run(frame_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "video").symlink_to(frame_run)
+    (sample, _) = held_out(frame_run)
+    for number, frame in enumerate(sample.condition):
+        save_png(frame, tmp_path / "edges" / "a" / f"{number}.png")
+    save_png(sample.image[0], tmp_path / "first.png")
+    page = (Path(__file__).parents[2] / "docs" / "clips.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^lisa ((?:generate|evaluate) .*)$", page, flags=re.M)
+    assert len(commands) == 3
+    for command in commands:
+        quick = ["--steps", "1"] if command.startswith("generate") else []
+        done = CliRunner().invoke(app, [*command.split(), *quick])
+        assert done.exit_code == 0, f"{command}\n{done.output}"
+    assert list(clips(tmp_path / "more")) == ["a"] and len(clips(tmp_path / "made")) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "clips.md").read_text(encoding="utf
 
 
 def test_the_command_makes_a_folder_to_train_on(tmp_path, monkeypatch):
-    (command,) = re.findall(r"^```\n(lisa .*)\n```$", PAGE, flags=re.M)
+    (command,) = re.findall(r"^(lisa prepare .*)$", PAGE, flags=re.M)
     monkeypatch.chdir(tmp_path)
     for number in range(3):
         picture = np.random.default_rng(number).integers(0, 255, (80, 90, 3), dtype=np.uint8)
