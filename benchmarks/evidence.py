@@ -23,19 +23,22 @@ from typing import Any
 import torch
 
 from lisa.common.files import read_json, write_json
+from lisa.compare.aligned import read_comparison
+from lisa.compare.results import summarise
 
 HERE = Path(__file__).parent
 #: Condition -> steps, and steps between held-out readings: sparse strokes are learnt late.
 CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 50), "lowres": (400, 25)}
 #: The plain arm's best rate where it is not the file's (docs/evidence.md).
 RATES = {("tiny-sd3", "skeleton"): 7e-4}
-#: ``lisa`` is the reference; ``recipe`` the preset of the trainer, ``start`` the same without alignment (what is owed
-#: to the start of the condition embedding alone), ``shuffled`` the same with another sample's residual.
+#: The preset of the trainer without alignment: what is owed to the start of the condition embedding alone.
+START = "start"
+#: ``lisa`` is the reference; ``recipe`` the preset, ``shuffled`` the same with another sample's residual.
 ARMS = (
     "plain",
     "lisa",
     "recipe:preset=sooner",
-    "start:preset=sooner;align.enabled=false",
+    f"{START}:preset=sooner;align.enabled=false",
     "shuffled:preset=sooner;align.target=shuffled",
 )
 
@@ -64,11 +67,29 @@ def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> N
         sys.exit("a training failed or was stopped; the same command goes on from there")
 
 
-def record(summary: dict[str, Any], command: list[str], jobs: int) -> dict[str, Any]:
-    """The comparison as one file of rows."""
+def checked_out() -> str:
+    """The commit of this code."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    about = {"commit": commit.stdout.strip(), "steps": summary["steps"], "command": shlex.join(["lisa", *command])}
-    rows = [{**about, **{k: v for k, v in row.items() if k != "per_seed"}} for row in summary["arms"]]
+    return commit.stdout.strip()
+
+
+def over_start(out: Path, arms: list[str]) -> dict[str, Any]:
+    """Arm -> speed-ups over ``start`` (to shares of its plateau): what is owed to alignment; empty without that arm."""
+    if START not in arms:
+        return {}
+    rows = summarise(read_comparison([out], baseline=START, arms=arms))["arms"]
+    return {row["arm"]: row["speedups"] for row in rows if row["arm"] != START}
+
+
+def record(
+    summary: dict[str, Any], attributed: dict[str, Any], command: list[str], jobs: int, commit: str
+) -> dict[str, Any]:
+    """The comparison as one file of rows."""
+    about = {"commit": commit, "steps": summary["steps"], "command": shlex.join(["lisa", *command])}
+    rows = [
+        {**about, **{k: v for k, v in row.items() if k != "per_seed"}, "over_start": attributed.get(row["arm"])}
+        for row in summary["arms"]
+    ]
     return {
         "what": "speed-up and final quality of arms trained with the same seeds; 95% t-intervals over seeds",
         "date": date.today().isoformat(),
@@ -89,13 +110,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--commit", help="of the code that trained, where it is not the one checked out")
     options = parser.parse_args()
 
     out = options.runs / f"{options.model}-{options.condition}"
     command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
     train(command, options.arms, list(range(options.seeds)), options.jobs)
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
-    rows = record(read_json(out / "summary.json"), command, options.jobs)
+    names = [arm.partition(":")[0] for arm in options.arms]
+    commit = options.commit or checked_out()
+    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, commit)
     write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
 
 

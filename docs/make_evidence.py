@@ -35,7 +35,15 @@ def row(of: dict[str, Any], base: str) -> str:
     """One arm."""
     speeds = [wording.speed_of(of, axis, "0.95", base) for axis in ("steps", "seconds")]
     speeds.append(wording.speed_of(of, "steps", "0.5", base))
-    ends = [wording.onset(of["onset"]), wording.interval(of["final_gain"]), wording.interval(of["fidelity"])]
+    over = (of.get("over_start") or {}).get("steps", {}).get("0.95")
+    speeds.append(wording.speed(over, "start"))
+    against = of["against_baseline"]["fidelities"].get(of["condition"])
+    ends = [
+        wording.onset(of["onset"]),
+        wording.interval(of["final_gain"]),
+        wording.interval(of["fidelity"]),
+        wording.interval(against, signed=True) if of["arm"] != base else wording.NOTHING,
+    ]
     settings = wording.settings(of["settings"]) or "as the file has it"
     return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {settings} |"
 
@@ -54,9 +62,9 @@ def section(of: dict[str, Any]) -> str:
         first["command"],
         "```",
         "",
-        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | onset, step | control gain at the end "
-        "| fidelity at the end | set otherwise |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps | onset, step "
+        f"| control gain at the end | fidelity at the end | against {of['baseline']} | set otherwise |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *[row(each, of["baseline"]) for each in of["rows"]],
         "",
         *[f"- {note}" for note in of["notes"]],

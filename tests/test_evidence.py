@@ -51,7 +51,7 @@ def trained(evidence, tmp_path, monkeypatch):
     """Everything but the training: runs with known curves are there already."""
     out = tmp_path / "runs" / "tiny-sd-skeleton"
     for seed in range(5):
-        for arm, half in (("plain", 100.0), ("recipe", 50.0)):
+        for arm, half in (("plain", 100.0), ("recipe", 50.0), ("start", 60.0)):
             make_run(out, arm, seed, saturating(half + seed), settings={"data.condition": "skeleton"})
     asked = []
 
@@ -72,6 +72,7 @@ def trained(evidence, tmp_path, monkeypatch):
         "--arms",
         "plain",
         "recipe:lisa;align.weight=0.2",
+        "start:plain",
     ]
     monkeypatch.setattr(sys, "argv", ["evidence.py", "tiny-sd", "skeleton", *options])
     monkeypatch.chdir(ROOT)
@@ -84,11 +85,14 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     file, asked = trained
     found = json.loads(file.read_text("utf-8"))
     assert file.name.endswith("-evidence-tiny-sd-skeleton-cpu.json")
-    plain, recipe = found["rows"]
-    for row in (plain, recipe):
+    plain, recipe, start = found["rows"]
+    for row in found["rows"]:
         assert row.keys() >= {*ROW, "commit", "command", "steps"} and row["seeds"] == [0, 1, 2, 3, 4]
         assert row["commit"] == "abc1234" and shlex.split(row["command"]) == ["lisa", *asked[0]]
     assert recipe["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
+    over = recipe["over_start"]["steps"]["0.95"]
+    assert 1.1 < over["low"] < over["high"] < 1.3 and start["over_start"] is None
+    assert plain["over_start"]["steps"]["0.95"]["high"] < 1
     assert "data.condition=skeleton train.steps=1500" in recipe["command"]
 
 
@@ -102,6 +106,8 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     (line,) = [line for line in text.splitlines() if line.startswith("| recipe |")]
     value = only["rows"][1]["speedup"]
     assert f"{value['value']:.2f}<br>[{value['low']:.2f}, {value['high']:.2f}]" in line
+    over = only["rows"][1]["over_start"]["steps"]["0.95"]
+    assert f"| {over['value']:.2f}<br>[{over['low']:.2f}, {over['high']:.2f}] |" in line
 
 
 def test_the_page_is_up_to_date(page):
