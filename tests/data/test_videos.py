@@ -163,6 +163,18 @@ def test_a_video_that_was_cut_between_key_frames_is_named_before_anything_is_mad
     assert not (tmp_path / "videos-gray").exists()
 
 
+def test_of_many_videos_as_many_are_decoded_as_told(tmp_path, monkeypatch):
+    for number in range(4):
+        write_video(tmp_path / f"{number}.mp4", [grey(i) for i in range(3)])
+    decoded = []
+    monkeypatch.setattr("lisa.data.clips.check_clip", lambda file, info: decoded.append(file.stem))
+    source = clip_folder(tmp_path, Sampling(2), require_condition=False, default_caption="")
+    report = check_source(source, 2, require_condition=False)
+    assert report.checked == 2 and decoded == ["0", "2"]
+    check_source(source, None, require_condition=False)
+    assert decoded[2:] == ["0", "1", "2", "3"]
+
+
 # Conditions made for clips
 
 

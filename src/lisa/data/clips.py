@@ -12,7 +12,7 @@ data/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,18 +135,23 @@ class ClipFolder:
         """Hash of the bytes of a clip."""
         return content_hash(hash_files(_files(self._clips[index].entry.image)))
 
-    def check(self, *, conditions: bool = True) -> None:
-        """Look at all clips (and conditions): videos are decoded once, pictures only if they look damaged.
+    def check(self, decoded: Container[int] | None = None, *, conditions: bool = True) -> None:
+        """Look at all clips (and conditions): pictures are read only if they look damaged, videos only if told so.
+
+        Args:
+            decoded: clips of which every frame is decoded, where they are videos; None: all.
+            conditions: look at those, too.
 
         Raises:
             LisaError: a condition does not belong to its clip frame by frame, or a file is damaged.
         """
-        for clip in self._clips:
+        for index, clip in enumerate(self._clips):
             others = clip.entry.conditions if conditions else ()
             for file in others:
                 self._refuse_other(clip, file)
             for file in (clip.entry.image, *others):  # a condition has as many frames, by now
-                check_clip(file, clip.info)
+                if file.is_dir() or decoded is None or index in decoded:
+                    check_clip(file, clip.info)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -122,7 +122,8 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
     Args:
         source: what to check.
         sample_limit: decode at most this many samples, evenly spread (None: all). Files that look truncated from
-            their ends are decoded in any case, and the sizes of all pictures in folders are compared.
+            their ends are decoded in any case, and the sizes of all pictures in folders are compared. Of the other
+            videos the tables are read.
         require_condition: a sample without condition is an error.
 
     Raises:
@@ -132,9 +133,9 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
     """
     if len(source) == 0:
         raise LisaError(f"{source.name} holds no samples")
-    if isinstance(source, ClipFolder):
-        source.check()
     picked = _spread(len(source), sample_limit) | _suspects(source)
+    if isinstance(source, ClipFolder):
+        source.check(picked)
     shapes, flat = [], []
     for index in sorted(picked):
         sample = source[index]
