@@ -175,3 +175,21 @@ def test_windows_are_the_middle_or_spread_evenly_over_the_visits():
     assert starts[:5] != [transform.start(6, step, 9) for step in range(5)], "keyed by the sample"
     assert starts[:5] != [PairedTransform((8, 8), seed=4, windows=True).start(5, step, 9) for step in range(5)]
     assert {transform.start(5, step, 0) for step in range(9)} == {0}
+
+
+def test_the_filter_of_a_clip_is_that_of_all_its_frames():
+    """A third colour in one frame: no frame may get colours that stand for nothing."""
+    clip = np.zeros((3, 12, 12, 3), np.uint8)
+    clip[:, ::2, ::3] = 255
+    clip[2, 3:7, 3:7] = (255, 0, 0)
+    _, small = PairedTransform((8, 8))(clip, clip, 0)
+    assert {tuple(pixel) for pixel in small.reshape(-1, 3)} <= {(0, 0, 0), (255, 255, 255), (255, 0, 0)}
+    _, small = PairedTransform((8, 8))(clip[:2], clip[:2], 0)
+    assert len(np.unique(small)) > 2, "of two colours the share of each is kept"
+
+
+def test_colours_are_counted_only_where_something_is_resized(monkeypatch):
+    clip = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    monkeypatch.setattr("lisa.data.transforms._resample_for", None)
+    _, cropped = PairedTransform((8, 8))(clip, clip, 0)
+    assert np.array_equal(cropped, clip[:, :, 2:10])

@@ -123,18 +123,24 @@ class PairedTransform:
         """Resize and crop a picture (h, w, 3), or every frame of a clip, as for sample ``index``."""
         if picture.ndim == 4:
             return np.stack([self.fit(frame, index, resample) for frame in picture])
-        height, width = self.size
-        h, w = picture.shape[:2]
-        scale = max(height / h, width / w)
-        # Rounding up a hair below the target would leave nothing to crop from.
-        tall, wide = max(height, round(h * scale)), max(width, round(w * scale))
-        if (tall, wide) != (h, w):
+        (height, width), (tall, wide) = self.size, self._resized(picture)
+        if (tall, wide) != picture.shape[:2]:
             picture = np.asarray(Image.fromarray(picture).resize((wide, tall), _FILTERS[resample]))
         top, left = self._corner(tall - height, wide - width, index)
         return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
+    def _resized(self, picture: ByteArray) -> tuple[int, int]:
+        """(height, width) before the crop, of a picture or a clip."""
+        (height, width), (h, w) = self.size, picture.shape[-3:-1]
+        scale = max(height / h, width / w)
+        # Rounding up a hair below the target would leave nothing to crop from.
+        return max(height, round(h * scale)), max(width, round(w * scale))
+
     def _resample(self, condition: ByteArray) -> str:
-        return _resample_for(condition) if self.condition_resample == "auto" else self.condition_resample
+        if self.condition_resample != "auto":
+            return self.condition_resample
+        # To count the colours of a clip takes longer than to read it: not where nothing is resized.
+        return _resample_for(condition) if self._resized(condition) != condition.shape[-3:-1] else "nearest"
 
     def _corner(self, spare_rows: int, spare_columns: int, index: int) -> tuple[int, int]:
         if self.crop == "center":
@@ -154,6 +160,11 @@ def _mirror(picture: ByteArray, mirrored: bool) -> ByteArray:
 
 
 def _resample_for(condition: ByteArray) -> str:
-    packed = (condition.astype(np.uint32) * np.asarray([1, 256, 65536], np.uint32)).sum(-1)
-    colours = len(np.unique(packed))
-    return "lanczos" if colours > _FEW_COLOURS else "nearest" if colours > 2 else "box"
+    """By the number of colours of a picture, or of all frames of a clip."""
+    colours: set[int] = set()
+    for frame in condition if condition.ndim == 4 else condition[None]:
+        packed = (frame.astype(np.uint32) * np.asarray([1, 256, 65536], np.uint32)).sum(-1)
+        colours.update(np.unique(packed).tolist())
+        if len(colours) > _FEW_COLOURS:
+            return "lanczos"
+    return "nearest" if len(colours) > 2 else "box"
