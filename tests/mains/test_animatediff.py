@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +101,18 @@ def test_a_folder_without_motion_is_refused(root, tmp_path):
     folder = edited(rows.model_folder(ROW, root), tmp_path / "m", motion_adapter=[None, None])
     assert "no motion_adapter" in refused(load_animatediff, str(folder))
     assert "holds a StableDiffusionPipeline" in refused(load_animatediff, str(tiny.make_folder(tmp_path / "sd")))
+
+
+def test_the_folder_is_made_as_the_page_says(tmp_path):
+    """Around a Stable Diffusion, whose noise schedule must not stay."""
+    sd, motion, folder = (tmp_path / name for name in ("sd", "motion", "folder"))
+    tiny.make_folder(sd, factor=4, levels=3)
+    tiny_animatediff.make_adapter().save_pretrained(motion)
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    (block,) = (each for each in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "MotionAdapter" in each)
+    exec(block, {"sd": sd, "motion": motion, "folder": folder})
+    alpha, _ = load_animatediff(str(folder)).process.alpha_sigma(torch.arange(1000))
+    linear = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
+    torch.testing.assert_close(alpha**2, (1 - linear).cumprod(0), rtol=1e-5, atol=1e-8)
+    kept = edited(folder, tmp_path / "kept", "scheduler/scheduler_config.json", beta_schedule="scaled_linear")
+    assert "beta_schedule='linear'" in refused(load_animatediff, str(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -68,8 +69,22 @@ def load_animatediff(source: str, **options: Any) -> AnimateDiffMain:
     layout = Layout(
         pipelines=("AnimateDiffPipeline", "AnimateDiffControlNetPipeline"),
         network="unet",
-        check_scheduler=check_prediction,
+        check_scheduler=_check_scheduler,
         options={"feature_extractor": None, "image_encoder": None},
         required=("text_encoder", "tokenizer", "motion_adapter"),
     )
     return AnimateDiffMain.load(layout, source, **options)
+
+
+def _check_scheduler(scheduler: Mapping[str, Any], source: str) -> None:
+    """Motion modules are trained with linear betas; a pipeline made around Stable Diffusion keeps that one's schedule,
+    and then every x_t is at another noise level than its t says.
+    """
+    check_prediction(scheduler, source)
+    if (schedule := scheduler["beta_schedule"]) == "scaled_linear":
+        raise LisaError(
+            f"the scheduler of {source!r} has the beta_schedule {schedule!r}, which is Stable Diffusion's own: motion "
+            "modules are trained with 'linear'",
+            "Save the pipeline with pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, "
+            "beta_schedule='linear', clip_sample=False, timestep_spacing='linspace'), as diffusers' examples make it",
+        )
