@@ -125,6 +125,22 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
     assert "--image is for clips that go on from a picture" in refuse(replace(options, image=tmp_path))
 
 
+@pytest.mark.parametrize("run", ["text_run", "frame_run"])
+def test_large_frames_are_decoded_some_at_a_time(run, tmp_path, monkeypatch, request):
+    """No more pixels at once than an autoencoder is given in training."""
+    decoded, record = [], generation.fast_scheduler
+
+    def watched(pipeline):
+        decode = pipeline.vae.decode
+        pipeline.vae.decode = lambda part, **more: decoded.append(len(part)) or decode(part, **more)
+        record(pipeline)
+
+    monkeypatch.setattr(generation, "fast_scheduler", watched)
+    monkeypatch.setattr("lisa.core.frames._PIXELS", 2 * 32 * 32)
+    generate(GenerateOptions(run=request.getfixturevalue(run), out=tmp_path / "made", count=1, **FAST))
+    assert decoded == [2, 1]
+
+
 def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     """The held-out samples' own, longer by a frame, give the held-out clips; and one clip alone is the same."""
     samples = held_out(frame_run)

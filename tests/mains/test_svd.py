@@ -118,6 +118,23 @@ def test_frames_are_encoded_one_by_one_and_decoded_together(main):
     torch.testing.assert_close(main.decode(mean), theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_large_frames_are_decoded_some_at_a_time(main, monkeypatch):
+    """Two of five at once: by us, and by the pipeline, whose parts see no more of each other than ours."""
+    clips, vae = bytes_of(2, 3, 5, 32, 40), main.pipeline.vae
+    whole, _ = main.encode_moments(clips).chunk(2, dim=1)
+    together, encoded = main.decode(whole), []
+    monkeypatch.setattr("lisa.core.frames._PIXELS", 2 * 32 * 40 + 9)
+    with torch.no_grad():
+        theirs = torch.cat([main.pipeline.decode_latents(clip.transpose(1, 2), 5, 2) for clip in whole.split(1)])
+    parts = main.decode(whole)
+    torch.testing.assert_close(parts, theirs, atol=1e-4, rtol=1e-4)
+    assert (parts - together).abs().max() > 1e-3, "frames of a part do not see those of another"
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda part: encoded.append(len(part)) or encode(part))
+    torch.testing.assert_close(main.encode_moments(clips).chunk(2, dim=1)[0], whole)
+    assert encoded == [2] * 5
+
+
 def test_the_prediction_is_the_networks(main):
     """Frames before channels, the scaled latent before the frame's, which is the same for all frames."""
     t, x_t = torch.tensor([0.5, 20.0]), torch.randn(2, 4, 3, 8, 8)

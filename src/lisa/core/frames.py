@@ -6,6 +6,15 @@ from torch import Tensor
 
 from lisa.common.errors import LisaError
 
+#: Pixels that an autoencoder takes at once: 4 frames of 576x1024. Stable Video Diffusion's takes some 9 GiB to decode
+#: them in float32, and 56 for a whole clip of 25.
+_PIXELS = 4 * 576 * 1024
+
+
+def frames_together(height: int, width: int) -> int:
+    """How many frames of that many pixels an autoencoder is to be given at once, at least 1."""
+    return max(1, _PIXELS // (height * width))
+
 
 def fold(clips: Tensor) -> Tensor:
     """Clips (B, C, f, h, w) to their frames, one after the other: (B f, C, h, w). Anything else as it is."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lisa.core.frames import fold, unfold
+from lisa.core.frames import fold, frames_together, unfold
 
 
 class Codec(Protocol):
@@ -60,11 +60,17 @@ class FrameCodec(KLCodec):
 
     def moments(self, vae: Any, pixels: Tensor) -> Tensor:
         """See :class:`Codec`; (B, 2 channels, F, h, w)."""
-        return unfold(super().moments(vae, fold(pixels)), pixels.shape[2])
+        parts = fold(pixels).split(frames_together(*pixels.shape[-2:]))
+        return unfold(torch.cat([KLCodec.moments(self, vae, part) for part in parts]), pixels.shape[2])
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See :class:`Codec`; (B, 3, F, H, W)."""
-        return unfold(super().decode(vae, fold(latents)), latents.shape[2])
+        parts = fold(latents).split(self._together(latents))
+        return unfold(torch.cat([KLCodec.decode(self, vae, part) for part in parts]), latents.shape[2])
+
+    def _together(self, latents: Tensor) -> int:
+        height, width = latents.shape[-2:]
+        return frames_together(height * self.factor, width * self.factor)
 
 
 class DCCodec:
@@ -132,20 +138,16 @@ class QwenImageCodec(WanCodec):
 
 
 class TemporalDecoderCodec(FrameCodec):
-    """``AutoencoderKLTemporalDecoder`` (SVD): frames are encoded each by itself, and those of a clip decoded together.
+    """``AutoencoderKLTemporalDecoder`` (SVD): frames are encoded each by itself, and those of a clip decoded together,
+    large ones some at a time.
 
     Args:
         vae: read for its configuration only.
     """
 
-    _TOGETHER = 4  # frames encoded at once: the maps of a clip at 576x1024 would take gigabytes
-
-    def moments(self, vae: Any, pixels: Tensor) -> Tensor:
-        """See :class:`Codec`; (B, 2 channels, F, h, w)."""
-        parts = [KLCodec.moments(self, vae, part) for part in fold(pixels).split(self._TOGETHER)]
-        return unfold(torch.cat(parts), pixels.shape[2])
-
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See :class:`Codec`; (B, 3, F, H, W), clip by clip."""
-        clips = [vae.decode(fold(clip) / self.scaling, num_frames=clip.shape[2]).sample for clip in latents.split(1)]
-        return unfold(torch.cat(clips), latents.shape[2])
+        together = self._together(latents)
+        parts = [part for clip in latents.split(1) for part in (fold(clip) / self.scaling).split(together)]
+        frames = [vae.decode(part, num_frames=len(part)).sample for part in parts]
+        return unfold(torch.cat(frames), latents.shape[2])

@@ -53,5 +53,5 @@ ANIMATEDIFF_CONTROLNET = PairSpec(
     example="AnimateDiff on Stable Diffusion 1.5",
     reference_side=_reference,
     verified_by=CONFORMANCE,
-    call=PipelineCall(image="conditioning_frames", clips=True),
+    call=PipelineCall(image="conditioning_frames", clips=True, chunk="decode_chunk_size"),
 )

@@ -143,6 +143,7 @@ class PipelineCall:
         agree: what of their configurations must then be the same: pipeline or container go by the first one's.
         clips: whether it makes clips: the condition is a list of frames.
         begins: what clips are made of: a ``prompt``, or the ``frame`` that they begin with.
+        chunk: the argument that says how many frames are decoded at once; empty: it has none.
         joins: the method of a side network that makes, of the main network's folder, what the pipeline takes as
             ``network``, where that is both in one; empty: it takes the side network itself.
     """
@@ -160,6 +161,7 @@ class PipelineCall:
     agree: tuple[str, ...] = ()
     clips: bool = False
     begins: str = "prompt"
+    chunk: str = ""
     joins: str = ""
 
 

@@ -64,6 +64,11 @@ SVD_CONTROLNET = PairSpec(
     package=SVDControlNetSide.package,
     verified_by=CONFORMANCE,
     call=PipelineCall(
-        image="conditioning_frames", guidance="max_guidance_scale", takes_tensors=True, clips=True, begins="frame"
+        image="conditioning_frames",
+        guidance="max_guidance_scale",
+        takes_tensors=True,
+        clips=True,
+        begins="frame",
+        chunk="decode_chunk_size",
     ),
 )

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lisa.common.errors import LisaError
+from lisa.core.frames import frames_together
 from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
 from lisa.pairs.base import FRAME_RATE, MOTION
@@ -153,6 +154,7 @@ def sample_clips(
                 output_type="np",
                 **{call.image: _frames(request.condition), call.scale: settings.control_scale},
                 **pace,
+                **({call.chunk: frames_together(height, width)} if call.chunk else {}),
                 **{call.guidance: settings.guidance + call.guidance_offset},
                 **call.more,
             ).frames
