@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 import lisa
 import runs
+from lisa.build.result import Results
 from lisa.common.errors import LisaError, TrainingStopped
 from lisa.common.runfolder import RunFolder
 from lisa.core.schedule import UntilDoneSchedule
 from lisa.pairs import Pair
+from lisa.train.checkpoint import Checkpoints
 from lisa.train.step import ControlStep
 from runs import train
 
@@ -135,6 +137,38 @@ def test_killed_without_warning_and_without_a_cache(sd_small, tmp_path, monkeypa
     train(crashed, sd_small, **changes, data__cache=[], resume="latest")
     runs.assert_same(cached, crashed)
     assert not (crashed / "cache").exists()
+
+
+def test_what_fails_beside_the_training_loses_no_step(sd_small, tmp_path, monkeypatch):
+    """Samples are larger than a training step: memory may suffice for one and not for the other."""
+    changes = {"train__steps": 4, "log__samples_every": 3}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, sd_small, **changes)
+
+    def draw(self, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "draw_samples", draw)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(broken, sd_small, **changes)
+    assert [path.name for path in (broken / "checkpoints").iterdir()] == ["step-000003"]
+    assert train(broken, sd_small, **changes, resume="latest")["steps"] == 4
+    assert runs.weights(whole) == runs.weights(broken)
+    assert [e["step"] for e in runs.events(broken, "samples")] == [4]
+
+
+def test_a_checkpoint_that_fails_is_told_and_not_tried_again(sd_small, tmp_path, monkeypatch):
+    tried = []
+
+    def save(self, step):
+        tried.append(step)
+        raise LisaError("the disk is full")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(LisaError, match="the disk is full"):
+        train(tmp_path / "run", sd_small, train__steps=4, log__checkpoint_every=2)
+    assert tried == [2]
 
 
 def test_a_finished_run_can_be_resumed(finished_run, sd_small, tmp_path):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import lisa
 import runs
+from lisa.cli import main
 from lisa.cli.app import app
 from lisa.cli.common import split_arguments
 from lisa.common.runfolder import RunFolder
@@ -132,3 +133,24 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
     assert caught.value.exit_code == 130 and capsys.readouterr().err == ""
     monkeypatch.delenv("RANK")
     assert common.is_main_process() and os.environ.get("RANK") is None
+
+
+def test_memory_that_does_not_suffice_is_one_message(monkeypatch, capsys):
+    import torch
+
+    problem = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 79.10 GiB in total. More"
+    )
+
+    def fail(**_):
+        raise problem
+
+    monkeypatch.setattr("lisa.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "(CUDA out of memory. Tried to allocate 20.00 GiB)" in said
+    assert "side.gradient_checkpointing=true" in said and "--resume" in said and len(said.splitlines()) == 1
+    problem = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main()

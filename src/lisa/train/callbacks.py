@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -124,12 +125,12 @@ class SaveCheckpoints(Callback):
 
     def __init__(self, checkpoints: Checkpoints, every: int) -> None:
         self.checkpoints, self.every = checkpoints, every
-        self._last = -1
+        self._last = self._tried = -1
 
     def on_start(self, training: Training) -> None:
         """What was resumed from need not be written again."""
         if training.state.step and self.checkpoints.path(training.state.step).is_dir():
-            self._last = training.state.step
+            self._last = self._tried = training.state.step
 
     def after_step(self, training: Training, logs: Mapping[str, Tensor]) -> None:
         """Save, unless this is the last step, which :meth:`on_end` saves."""
@@ -141,7 +142,14 @@ class SaveCheckpoints(Callback):
         if training.state.step != self._last:
             self._save(training)
 
+    def on_error(self, training: Training) -> None:
+        """Save, in the only process there is: others would not come to save with it."""
+        if training.accelerator.num_processes == 1 and training.state.step != self._tried:
+            with contextlib.suppress(Exception):  # the error that brought us here is the one to tell
+                self._save(training)
+
     def _save(self, training: Training) -> None:
+        self._tried = training.state.step
         self.checkpoints.save(training.state.step)
         self._last = training.state.step
 

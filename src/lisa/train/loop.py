@@ -63,6 +63,9 @@ class Callback:
     def on_end(self, training: Training, finished: bool) -> None:
         """After the last step, or when the training was asked to stop (``finished`` is then false)."""
 
+    def on_error(self, training: Training) -> None:
+        """What happens beside the training failed after a step; the training's own state is that of the step."""
+
     def on_exit(self, training: Training) -> None:
         """Whatever happened, an error included: let go of what is held."""
 
@@ -136,7 +139,11 @@ def _loop(t: Training) -> None:
                 continue
             _optimise(t, running)
         state.seconds += time.monotonic() - clock
-        t.notify("after_step", _means(running))
+        try:
+            t.notify("after_step", _means(running))
+        except Exception:  # memory that does not suffice for samples, a tracker that is gone
+            t.notify("on_error")
+            raise
         running = {}
         if state.skipped_in_a_row >= t.max_skipped or state.step >= t.total_steps or _asked_to_stop(t):
             return
