@@ -200,6 +200,9 @@ def test_evaluate_and_prepare(refused, finished_run, data, tmp_path):
         "prepare", data, "--condition", "cany"
     )
     assert "there is no folder" in refused("prepare", tmp_path / "nowhere", "--condition", "canny")
+    for size in ("8", "576x1024", "1,2,3", ""):
+        message = refused("prepare", data, "--condition", "canny", "--size", size)
+        assert f"--size is {size!r}" in message and "height,width, such as 576,1024" in message
     (data / "images" / "3.png").write_bytes(b"")
     assert "3.png" in refused("prepare", data, "--condition", "canny", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ def test_the_command_makes_a_folder_to_train_on(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, command.split()[1:])
     assert result.exit_code == 0 and "1 made, 0 kept" in result.output, result.output
     source = open_source("videos-canny", sampling=Sampling(3), default_caption="")
-    assert source[0].image.shape == source[0].condition.shape == (3, 64, 64, 3)
+    assert source[0].image.shape == source[0].condition.shape == (3, 320, 512, 3)
     check_source(source)
 
 

@@ -57,7 +57,7 @@ def evaluate(
     run: str | Path | None = None,
     data: str | None = None,
     condition: str | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     count: int | None = None,
     judging: Judging | None = None,
 ) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def evaluate(
         run: judge against the held-out samples of this run, cropped as they were in training.
         data: or against all samples of this source.
         condition: with ``data``, what the conditions are; with a ``run`` on several stacked conditions, which of them.
-        size: with ``data``, the side of the pictures in pixels.
+        size: with ``data``, the side of the pictures in pixels, or (height, width).
         count: only the first so many samples.
         judging: protocol and metrics; None: the library's own protocol.
 
@@ -83,7 +83,8 @@ def evaluate(
             nothing that can be run.
     """
     judging = judging or Judging()
-    source, name, transform = _opened(run, data, condition, size, judging)
+    height_width = (size, size) if isinstance(size, int) else size
+    source, name, transform = _opened(run, data, condition, height_width, judging)
     first = source[0] if len(source) else None
     if first is not None and is_clip(first) and judging.protocol != OWN:
         raise LisaError(
@@ -91,7 +92,7 @@ def evaluate(
         )
     judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
-    images, samples = read_folder(generated, source, indices=indices, size=None if size is None else (size, size))
+    images, samples = read_folder(generated, source, indices=indices, size=height_width)
     settings = Path(generated) / "settings.json"
     return judge(images, samples, transform, read_json(settings) if settings.is_file() else None)
 
@@ -183,7 +184,7 @@ class _Judge:
 
 
 def _opened(
-    run: str | Path | None, data: str | None, condition: str | None, size: int | None, judging: Judging
+    run: str | Path | None, data: str | None, condition: str | None, size: tuple[int, int] | None, judging: Judging
 ) -> tuple[Source, str, PairedTransform | None]:
     """The samples, the condition's name, and what is done to the samples' pictures."""
     if (run is None) == (data is None):
@@ -210,7 +211,7 @@ def _opened(
             clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
         )
         check_source(source)
-    return source, condition, None if size is None else PairedTransform((size, size))
+    return source, condition, None if size is None else PairedTransform(size)
 
 
 def _one_of(conditions: Sequence[str], chosen: str | None) -> str:

@@ -52,6 +52,28 @@ def split_arguments(config: str | None, overrides: Sequence[str] | None) -> tupl
     return config, rest
 
 
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of ``512`` or ``576,1024``, as ``data.size`` has them.
+
+    Raises:
+        LisaError: it is neither, or below 16 pixels.
+    """
+    from lisa.common.errors import LisaError
+
+    if text is None:
+        return None
+    parts = text.strip("[]() ").split(",")
+    try:
+        sides = [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 16:
+        raise LisaError(
+            f"--size is {text!r}", "Give the side of a square, such as 512, or height,width, such as 576,1024 (from 16)"
+        )
+    return sides[0], sides[-1]
+
+
 def show_interval(interval: Mapping[str, float | None] | None, digits: int = 3) -> str:
     """``0.312 [0.287, 0.340]``."""
     if interval is None or interval.get("value") is None:

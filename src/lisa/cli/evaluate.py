@@ -15,7 +15,9 @@ def evaluate(
     condition: Annotated[
         str | None, typer.Option("--condition", help="What the conditions are, with --data; which, with --run.")
     ] = None,
-    size: Annotated[int | None, typer.Option("--size", min=16, help="Pixels of the pictures, with --data.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Pixels of the pictures, with --data: 512, or height,width.")
+    ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first so many samples.")] = None,
     protocol: Annotated[
         str, typer.Option("--protocol", help="own, or a published one: lisa, controlnet++ (docs/evaluation.md).")
@@ -41,7 +43,7 @@ def evaluate(
     """
     from lisa.build.evaluation import Judging
     from lisa.build.evaluation import evaluate as judge
-    from lisa.cli.common import print_json, quiet_libraries, say
+    from lisa.cli.common import parse_size, print_json, quiet_libraries, say
     from lisa.common.files import write_json
 
     if protocol != "own" or metrics:
@@ -55,7 +57,8 @@ def evaluate(
         metrics=[name.strip() for name in metrics.split(",") if name.strip()],
         **({} if clip is None else {"clip": clip}),
     )
-    result = judge(generated, run=run, data=data, condition=condition, size=size, count=count, judging=judging)
+    pixels = parse_size(size)
+    result = judge(generated, run=run, data=data, condition=condition, size=pixels, count=count, judging=judging)
     if out is not None:
         write_json(out, result)
     if as_json:

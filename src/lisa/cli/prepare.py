@@ -14,7 +14,9 @@ def prepare(
     ],
     condition: Annotated[str, typer.Option("--condition", help="canny, edges, lowres, gray or blur.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: FOLDER-CONDITION.")] = None,
-    size: Annotated[int | None, typer.Option("--size", min=16, help="Crop to squares of that many pixels.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Crop to so many pixels: 512, or height,width such as 576,1024.")
+    ] = None,
     crops: Annotated[int, typer.Option("--crops", min=1, help="Crops per picture.")] = 1,
     caption: Annotated[
         str | None, typer.Option("--caption", help="Caption of pictures without one; {name} is the file's name.")
@@ -23,10 +25,11 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make conditions for a folder of photographs or clips: a folder that lisa train takes."""
-    from lisa.cli.common import print_json
+    from lisa.cli.common import parse_size, print_json
     from lisa.data.prepare import prepare as run
 
-    report = run(folder, condition, out, size=size, crops_per_image=crops, caption=caption, overwrite=overwrite)
+    wanted = parse_size(size)
+    report = run(folder, condition, out, size=wanted, crops_per_image=crops, caption=caption, overwrite=overwrite)
     if as_json:
         print_json(report.to_json())
         return
