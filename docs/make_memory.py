@@ -59,6 +59,18 @@ def flux() -> tuple[nn.Module, list[nn.Module]]:
     return FluxTransformer2DModel(guidance_embeds=True), [clip_l(), t5_xxl()]
 
 
+def svd() -> tuple[nn.Module, list[nn.Module]]:
+    """Stable Video Diffusion, img2vid and img2vid-xt; it reads pictures instead of text."""
+    from diffusers import UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    pictures = CLIPVisionConfig(**sizes, patch_size=14, projection_dim=1024, hidden_act="gelu")
+    return UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20)), [
+        CLIPVisionModelWithProjection(pictures)
+    ]
+
+
 def clip_l() -> nn.Module:
     """The text encoder of Stable Diffusion 1.x."""
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -86,6 +98,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "Stable Diffusion XL": ("sdxl-controlnet", sdxl),
     "Stable Diffusion 3 medium": ("sd3-controlnet", sd3),
     "Flux.1 dev": ("flux-controlnet", flux),
+    "Stable Video Diffusion": ("svd-controlnet", svd),
 }
 
 
@@ -122,7 +135,7 @@ def table() -> str:
     """The whole table."""
     head = [
         "| model | main network | side network | main, GiB | side, GiB | gradients and AdamW, GiB | together, GiB "
-        "| text encoders, GiB |",
+        "| text or image encoders, GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *[line for family in FAMILIES for line in rows(family)]]) + "\n"

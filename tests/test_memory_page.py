@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,10 +23,20 @@ finally:
     sys.path.remove(str(DOCS))
 
 
-def test_the_configuration_is_accepted():
-    block = re.search(r"```yaml\n(.*?)```", PAGE, flags=re.S).group(1)
-    config = check_settings(TrainConfig, yaml.safe_load(block))
-    assert config.main_dtype == "bfloat16" and config.model.quantize == "nf4" and config.side.lora_rank == 64
+def test_the_configurations_are_accepted():
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
+    flux, clips = (check_settings(TrainConfig, yaml.safe_load(block)) for block in blocks)
+    assert flux.main_dtype == "bfloat16" and flux.model.quantize == "nf4" and flux.side.lora_rank == 64
+    assert clips.main_dtype == "bfloat16" and clips.data.frames == 14 and clips.side.gradient_checkpointing
+
+
+def test_the_activations_are_those_of_the_result():
+    (file,) = re.findall(r"\(\.\./(benchmarks/results/\S+-activations-svd\.json)\)", PAGE)
+    found = json.loads((DOCS.parent / file).read_text(encoding="utf-8"))["rows"]
+    for way in {row["activations"] for row in found}:
+        figures = [str(row["peak_gib"]) for row in found if row["activations"] == way]
+        (line,) = [line for line in PAGE.splitlines() if line.replace("`", "").startswith(f"| {way} |")]
+        assert line.split(" | ")[1:] == [figures[0], f"{figures[1]} |"]
 
 
 @pytest.mark.parametrize("family", make_memory.FAMILIES)

@@ -26,7 +26,7 @@ from lisa.pairs import pair_spec
 
 FRAMES = 2
 FAMILIES = {
-    "svd-controlnet": (tiny_svd.make_folder, {"side__condition_init": "lsuv"}),
+    "svd-controlnet": (tiny_svd.make_folder, {"side__condition_init": "lsuv", "side__gradient_checkpointing": True}),
     "wan-vace": (tiny_wan.make_folder, {"data__frames": 5, "side__depth": 3, "align__layer": "block.1"}),
     "animatediff-controlnet": (tiny_animatediff.make_folder, {}),
 }

@@ -144,17 +144,3 @@ def choose_log_sigma(main: Any, log_sigma: tuple[float, float] | None) -> None:
             "Leave model.log_sigma empty",
         )
     main.process = EDMProcess(*log_sigma)
-
-
-def enable_checkpointing(network: Any) -> None:
-    """Recompute activations in the backward pass.
-
-    Raises:
-        LisaError: this class cannot.
-    """
-    if not network._supports_gradient_checkpointing:
-        raise LisaError(
-            f"side.gradient_checkpointing: diffusers' {type(network).__name__} cannot recompute activations",
-            "Set side.gradient_checkpointing=false",
-        )
-    network.enable_gradient_checkpointing()

@@ -19,9 +19,9 @@ from lisa.build.checks import (
     choose_control_type,
     choose_guidance,
     choose_log_sigma,
-    enable_checkpointing,
 )
 from lisa.build.memory import check_memory, make_networks
+from lisa.build.recomputing import recompute_activations
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
@@ -178,8 +178,8 @@ def build_pair(config: TrainConfig) -> Pair:
     choose_guidance(main, config.model.guidance)
     choose_log_sigma(main, config.model.log_sigma)
     if config.side.gradient_checkpointing:
-        enable_checkpointing(side.module)
-        enable_checkpointing(main.network)
+        recompute_activations(side.module)
+        recompute_activations(main.network)
     return Pair(spec, main, side, share_prior=config.model.share_prior)
 
 
