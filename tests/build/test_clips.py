@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clip_folders import save_clip, two_clips
 
 import lisa
 import runs
@@ -112,3 +113,15 @@ def test_captions_are_asked_for_where_they_are_read(sd_small, tmp_path):
     given = config(sd_small, tmp_path, **folder, model__pair="svd-controlnet", data__default_caption="a cat")
     assert given.data.default_caption == "a cat"
     assert config(sd_small, tmp_path, **folder, model__pair="wan-vace").data.default_caption is None
+
+
+def test_that_only_the_middle_of_longer_clips_is_seen_is_said(sd_small, tmp_path):
+    root = two_clips(tmp_path / "data")
+    folder = {"data__source": str(root), "data__frames": 3, "data__size": [24, 32], "data__held_out": 2}
+    save_clip(root / "clips" / "short", 2, 3)
+    save_clip(root / "conditions" / "short", 2, 3, part=1)
+    (root / "captions" / "short.txt").write_text("short")
+    (note,) = parts.open_data(config(sd_small, tmp_path, **folder).data, seed=0).notes
+    assert note.startswith("2 of 3 clips are longer than a sample") and "33% of all frames" in note
+    for changes in ({"data__cache": ["text"]}, {"data__frames": 12, "data__short_clips": "repeat"}):
+        assert parts.open_data(config(sd_small, tmp_path, **folder | changes).data, seed=0).notes == []

@@ -25,6 +25,7 @@ from lisa.build.recomputing import recompute_activations
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.schedule import WeightSchedule, make_schedule
+from lisa.data.clips import ClipFolder
 from lisa.data.samples import Part, Sample, Source, Subset, content_hash
 from lisa.data.scene_sources import MOVING_RATE
 from lisa.data.sources import MovingScenesSource, Sampling, ScenesSource, check_source, open_source
@@ -79,11 +80,24 @@ def open_data(settings: DataSettings, seed: int, *, check: bool = True) -> DataP
         hub_options={"split": settings.split},
     )
     _check_count(source, settings.conditions)
-    notes = [] if drawn or not check else check_source(source).notes
+    notes = [] if drawn or not check else [*check_source(source).notes, *_unseen(source, settings)]
     train, held_out = held_out_split(source.keys, settings.held_out, seed=0).apply(source)
     clips = settings.frames is not None
     transform = PairedTransform((height, width), settings.crop, settings.flip, seed, windows=clips)
     return DataParts(train, held_out, transform, notes)
+
+
+def _unseen(source: Source, settings: DataSettings) -> list[str]:
+    """A note where what is cached fixes one stretch of clips that are longer."""
+    if not isinstance(source, ClipFolder) or not set(settings.cache) - {"text"}:
+        return []
+    longer, share = source.in_the_middle()
+    note = (
+        f"{longer} of {len(source)} clips are longer than a sample, and with data.cache=[{', '.join(settings.cache)}] "
+        f"only their middle is seen: {share:.0%} of all frames. Cut them into shorter clips, or have another stretch "
+        "encoded at every visit (data.cache=[text]; [] where the first frame is read)"
+    )
+    return [note] if longer else []
 
 
 def sampling_of(settings: DataSettings) -> Sampling | None:

@@ -131,6 +131,11 @@ class ClipFolder:
         """How many frames a clip has."""
         return self._clips[index].info.frames
 
+    def in_the_middle(self) -> tuple[int, float]:
+        """How many clips are longer than a sample, and the share of all frames that lies in the middles."""
+        spare = [clip.spare for clip in self._clips]
+        return sum(map(bool, spare)), 1 - sum(spare) / sum(clip.info.frames for clip in self._clips)
+
     def hash(self, index: int) -> str:
         """Hash of the bytes of a clip."""
         return content_hash(hash_files(_files(self._clips[index].entry.image)))
