@@ -43,6 +43,16 @@ def test_crops_of_one_picture_are_never_on_both_sides():
     assert not groups[0] & groups[1]
 
 
+def test_shots_of_one_film_are_never_on_both_sides():
+    for key in ("film", "film__shot001", "film__shot12__crop003", "film__crop1"):
+        assert group_of(f"sub/{key}") == "sub/film"
+    assert group_of("film__crop1__shot2") == "film__crop1" and group_of("film__shot1__") == "film__shot1__"
+    keys = [f"film{i}__shot{j:03d}" for i in range(6) for j in range(5)]
+    split = held_out_split(keys, 7)
+    groups = [{group_of(keys[i]) for i in part} for part in (split.train, split.held_out + split.unused)]
+    assert not groups[0] & groups[1] and len(groups[1]) == 2
+
+
 def test_the_two_sides_as_sources():
     source = ScenesSource("edges", count=12)
     train, held_out = held_out_split(source.keys, 3).apply(source)

@@ -13,9 +13,10 @@ from lisa.data.samples import Source, Subset
 #: Stated in records and cards.
 RULE = (
     "held out are the samples whose group has the smallest sha256('<seed>:<group>'); the group is the key without "
-    "a '__crop<number>' at its end, so that crops of one picture are never on both sides"
+    "a '__shot<number>', a '__crop<number>' or both at its end, so that shots of one film and crops of one picture are "
+    "never on both sides"
 )
-_CROP = re.compile(r"__crop\d+$")
+_PART = re.compile(r"(__shot\d+)?(__crop\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Split:
 
 
 def group_of(key: str) -> str:
-    """The picture that a key belongs to: crops of one picture share it."""
-    return _CROP.sub("", key)
+    """The picture or film that a key belongs to: crops of one picture share it, and shots of one film."""
+    return _PART.sub("", key, count=1)
 
 
 def held_out_split(keys: Sequence[str], count: int, seed: int = 0) -> Split:
