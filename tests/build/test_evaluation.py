@@ -138,6 +138,19 @@ def test_metrics_that_fail_on_these_pictures_leave_the_rest(folders, tmp_path):
     assert "of 1 and 1 pictures" in result["not_run"]["fid_clip"]
 
 
+def test_conditions_that_no_protocol_judges_have_the_other_metrics(folders):
+    data, made = folders
+    options = ["--data", data, "--condition", "normals"]
+    assert isinstance(invoke(made, *options).exception, LisaError), "nothing is left to judge by"
+    done = invoke(made, *options, "--metrics", "psnr,ssim", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["fidelity"]["value"] is None and result["metrics"].keys() == {"psnr", "ssim"}
+    assert result["metrics"]["psnr"]["value"] == 60 and result["per_image"]["2"]["ssim"] == 1
+    assert "note: no fidelity: unknown condition to evaluate on pictures 'normals'" in done.stderr
+    assert "ssim" in invoke(made, *options, "--metrics", "ssim").stdout
+
+
 def test_own_protocols_take_metrics_and_refuse_what_they_do_not_use(folders, tmp_path):
     data, made = folders
     result = evaluate(made, data=str(data), condition="canny", judging=Judging(metrics=["psnr"]))

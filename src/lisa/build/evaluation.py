@@ -79,8 +79,8 @@ def evaluate(
         protocol's own extractor, fidelity is empty.
 
     Raises:
-        LisaError: neither or both of ``run`` and ``data``, a missing picture, a condition that no protocol judges, or
-            nothing that can be run.
+        LisaError: neither or both of ``run`` and ``data``, a missing picture, a condition that no protocol judges
+            while no other metrics are asked for, or nothing that can be run.
     """
     judging = judging or Judging()
     height_width = (size, size) if isinstance(size, int) else size
@@ -103,7 +103,7 @@ class _Judge:
     def __init__(self, judging: Judging, condition: str, *, exact: bool) -> None:
         self.judging, self.condition = judging, condition
         self.protocol = None if judging.protocol == OWN else published.find(judging.protocol, condition)
-        self._check(exact)
+        self.notes = self._check(exact)
         wanted = [*judging.metrics, *(self.protocol.also if self.protocol is not None else ())]
         self.ready, self.not_run = extras.prepare(wanted, judging.clip)
         self.reader: Any = None
@@ -119,7 +119,7 @@ class _Judge:
         self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, settings: Any
     ) -> dict[str, Any]:
         result = self._fidelity(images, samples, transform)
-        result |= {"notes": [], "not_run": dict(self.not_run)}
+        result |= {"notes": [*self.notes], "not_run": dict(self.not_run)}
         if self.protocol is not None:
             result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"])
         for name, extra in self.ready.items():
@@ -135,10 +135,16 @@ class _Judge:
                     result["per_image"].setdefault(sample.key, {})[name] = value
         return result
 
-    def _check(self, exact: bool) -> None:
-        judging = self.judging
+    def _check(self, exact: bool) -> list[str]:
+        """Notes; metrics are worth having of conditions that no protocol judges, too."""
+        judging, notes = self.judging, list[str]()
         if self.protocol is None:
-            protocols.find(self.condition, exact)
+            try:
+                protocols.find(self.condition, exact)
+            except LisaError as error:
+                if not judging.metrics:
+                    raise
+                notes.append(f"no fidelity: {error}")
             options = ("extractor", "detector", "labels", "labels_start")
             given = [name for name in options if getattr(judging, name) is not None]
             if given:
@@ -156,31 +162,36 @@ class _Judge:
                 f"labels_start is {judging.labels_start}, the number of the first class in label maps of bytes",
                 f"Give a number of 0..{VOID - 1}, for a protocol that judges by label maps",
             )
+        return notes
 
     def _fidelity(
         self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None
     ) -> dict[str, Any]:
         if self.protocol is None:
-            return evaluate_images(images, samples, self.condition)
+            return evaluate_images(images, samples, self.condition) if not self.notes else self._none(len(samples))
         if "fidelity" in self.not_run:
-            return {
-                "condition": self.condition,
-                "protocol": self.protocol.name,
-                "about": self.protocol.about,
-                "samples": len(samples),
-                "fidelity": {"value": None, "low": None, "high": None},
-                "fidelity_rule": self.protocol.fidelity_rule,
-                "fidelity_unit": "",
-                "metrics": {},
-                "per_image": {},
-                "extractors": [],
-            }
+            return self._none(len(samples), self.protocol.name, self.protocol.about, self.protocol.fidelity_rule)
         labels = None
         if self.judging.labels is not None:
             given, keys = self.judging.labels_start, [sample.key for sample in samples]
             start = self.protocol.labels_start if given is None else given
             labels = read_label_maps(self.judging.labels, keys, transform, start=start, classes=self.reader.classes)
         return published.evaluate(self.protocol, self.reader, images, samples, labels)
+
+    def _none(self, samples: int, protocol: str = "none", about: str = "", rule: str = "none") -> dict[str, Any]:
+        """A result without fidelity."""
+        return {
+            "condition": self.condition,
+            "protocol": protocol,
+            "about": about,
+            "samples": samples,
+            "fidelity": {"value": None, "low": None, "high": None},
+            "fidelity_rule": rule,
+            "fidelity_unit": "",
+            "metrics": {},
+            "per_image": {},
+            "extractors": [],
+        }
 
 
 def _opened(
@@ -198,9 +209,9 @@ def _opened(
         return still, _one_of(config.data.conditions, condition), still.transform
     if condition is None:
         raise LisaError("--data needs --condition", "Say what the conditions are, for example --condition canny")
-    if judging.protocol == OWN:  # before every picture is read
+    if judging.protocol == OWN and not judging.metrics:  # before every picture is read
         protocols.find(condition, exact=data in DRAWN)
-    else:
+    elif judging.protocol != OWN:
         published.find(judging.protocol, condition)
     if data in DRAWN:
         source = open_source(f"{data}:{condition}", default_caption="")
