@@ -175,6 +175,16 @@ def test_of_many_videos_as_many_are_decoded_as_told(tmp_path, monkeypatch):
     assert decoded[2:] == ["0", "1", "2", "3"]
 
 
+def test_what_is_decoded_whole_is_hardly_read_again(tmp_path, monkeypatch):
+    for number in range(6):
+        write_video(tmp_path / f"{number}.mp4", [grey(i) for i in range(3)])
+    source, read = clip_folder(tmp_path, Sampling(2), require_condition=False, default_caption=""), []
+    window = type(source).window
+    monkeypatch.setattr(type(source), "window", lambda self, i, start: read.append(i) or window(self, i, start))
+    monkeypatch.setattr("lisa.data.sources._CLIPS_READ", 3)
+    assert check_source(source, require_condition=False).checked == 6 and read == [0, 2, 4]
+
+
 # Conditions made for clips
 
 

@@ -116,6 +116,9 @@ class SourceReport:
     notes: list[str] = field(default_factory=list)
 
 
+_CLIPS_READ = 64  # that many at least, where there are as many
+
+
 def check_source(source: Source, sample_limit: int | None = 1000, *, require_condition: bool = True) -> SourceReport:
     """Read samples of a source before long work, so that bad files are found now and not after hours.
 
@@ -133,11 +136,12 @@ def check_source(source: Source, sample_limit: int | None = 1000, *, require_con
     """
     if len(source) == 0:
         raise LisaError(f"{source.name} holds no samples")
-    picked = _spread(len(source), sample_limit) | _suspects(source)
+    picked = read = _spread(len(source), sample_limit) | _suspects(source)
     if isinstance(source, ClipFolder):
-        source.check(picked)
+        source.check(picked)  # every frame of them: to read all once more tells little
+        read = set(sorted(picked)[:: max(1, len(picked) // _CLIPS_READ)])
     shapes, flat = [], []
-    for index in sorted(picked):
+    for index in sorted(read):
         sample = source[index]
         height, width = sample.image.shape[-3:-1]
         shapes.append((height, width))
