@@ -79,14 +79,16 @@ class FidelityReadings(Callback):
         self._judged: list[str] = []
 
     def on_start(self, training: Training) -> None:
-        """Load the samples, where a reading lies ahead."""
+        """Load the samples where they are judged, if a reading lies ahead."""
         every = self.log.fidelity_every
         if every is None or training.state.step // every == training.total_steps // every:
             return
         self._judged = judged_conditions(self.results.config, self.results.data)
+        if not training.accelerator.is_main_process:
+            return
         if self._judged:
             self._samples = self.results.held_out(self.log.fidelity_samples)
-        elif training.accelerator.is_main_process:
+        else:
             conditions = ", ".join(self.results.config.data.conditions)
             say(f"no protocol judges {conditions}: fidelity is not read")
 
