@@ -79,12 +79,15 @@ class SharedPrefix:
             raise
 
     @contextmanager
-    def replay(self) -> Iterator[None]:
-        """Give back what was kept, without running the shared modules, while the block runs; then forget it."""
+    def replay(self, *, again: bool = False) -> Iterator[None]:
+        """Give back what was kept, without running the shared modules, while the block runs; then forget it, unless it
+        is wanted ``again``.
+        """
         if not self.captured:
             raise LisaError("nothing was captured to replay", "Run the prior pass inside capture() first")
         with ExitStack() as stack:
-            stack.callback(self.forget)
+            if not again:
+                stack.callback(self.forget)
             for module in self.modules:
                 stack.enter_context(self._stub(module, self._outputs[id(module)]))
             yield

@@ -46,15 +46,23 @@ def digest(tensors):
 def compared(sd_small, tmp_path_factory):
     """Two arms, two seeds; and by run what every pass saw while training and while reading, and the first weights."""
     out, seen, current = tmp_path_factory.mktemp("compare") / "out", {}, {}
-    original = Pair.predict
+    predict, predictions = Pair.predict, Pair.predictions
 
-    def predict(self, inputs, **options):
-        run, training = current["run"], self.side.module.training
-        if training and "weights" not in seen[run]:
+    def training(self, inputs, **options):
+        run = current["run"]
+        if "weights" not in seen[run]:
             seen[run]["weights"] = digest(self.side.module.parameters())
-        tensors = [inputs.x_t, inputs.t, inputs.condition, *inputs.context.values()]
-        seen[run].setdefault("training" if training else "reading", []).append(digest(tensors))
-        return original(self, inputs, **options)
+        record("training", inputs, [inputs.condition])
+        return predict(self, inputs, **options)
+
+    def reading(self, inputs, conditions):
+        if not self.side.module.training:
+            record("reading", inputs, conditions)
+        return predictions(self, inputs, conditions)
+
+    def record(kind, inputs, conditions):
+        tensors = [inputs.x_t, inputs.t, *conditions, *inputs.context.values()]
+        seen[current["run"]].setdefault(kind, []).append(digest(tensors))
 
     def launch(file, stop):
         config = yaml.safe_load(file.read_text())
@@ -63,7 +71,8 @@ def compared(sd_small, tmp_path_factory):
         return here(file, stop)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pair, "predict", predict)
+        patch.setattr(Pair, "predict", training)
+        patch.setattr(Pair, "predictions", reading)
         lines = []
         assert train_runs(plan(out, sd_small), say=lines.append, launch=launch)
     return out, seen, lines

@@ -60,15 +60,14 @@ def test_the_right_condition_is_the_samples_own(make, monkeypatch):
     meter = make(aligned=False)
     own = {i: meter.data.collate([i], [meter.data.read(i, 0)], torch.device("cpu")).condition for i in range(5)}
     seen = {"right": [], "shuffled": []}
-    original = meter.pair.predict
+    original = meter.pair.predictions
 
-    def predict(inputs, **options):
-        kind = "right" if len(seen["right"]) < 10 else "shuffled"
-        for condition in inputs.condition:
-            seen[kind].append(next(i for i, each in own.items() if torch.equal(each[0], condition)))
-        return original(inputs, **options)
+    def predictions(inputs, conditions):
+        for kind, batch in zip(seen, conditions, strict=True):
+            seen[kind] += [next(i for i, each in own.items() if torch.equal(each[0], one)) for one in batch]
+        return original(inputs, conditions)
 
-    monkeypatch.setattr(meter.pair, "predict", predict)
+    monkeypatch.setattr(meter.pair, "predictions", predictions)
     gap = meter.read(0)
     assert seen["right"] == [0, 1, 2, 3, 4] * 2, "levels by samples"
     assert sorted(seen["shuffled"]) == sorted(seen["right"])
@@ -79,12 +78,34 @@ def test_the_right_condition_is_the_samples_own(make, monkeypatch):
 def test_every_sample_sees_every_level(make, monkeypatch):
     meter = make(levels=4)
     times = []
-    original = meter.pair.predict
-    monkeypatch.setattr(meter.pair, "predict", lambda inputs, **o: times.append(inputs.t) or original(inputs, **o))
+    original = meter.pair.predictions
+    monkeypatch.setattr(meter.pair, "predictions", lambda given, of: times.append(given.t) or original(given, of))
     meter.read(0)
-    by_sample = torch.cat(times)[:20].reshape(4, 5).T  # right conditions only
+    by_sample = torch.cat(times).reshape(4, 5).T
     for row in by_sample:
         assert [int(t) // 250 for t in row] == [0, 1, 2, 3]
+
+
+def test_the_prior_is_computed_once_for_both_conditions(make, monkeypatch):
+    meter = make()
+    forward, priors = meter.pair.main.forward, []
+
+    def watched(x_t, t, context, residuals=None):
+        if residuals is None:
+            priors.append(len(x_t))
+        return forward(x_t, t, context, residuals)
+
+    monkeypatch.setattr(meter.pair.main, "forward", watched)
+    together = values(meter.read(0))
+    assert sum(priors) == 5 * meter.levels
+    one_by_one = meter.pair.predictions
+
+    def apart(inputs, conditions):
+        for condition in conditions:
+            yield from one_by_one(inputs, [condition])
+
+    monkeypatch.setattr(meter.pair, "predictions", apart)
+    assert values(meter.read(0)) == together and sum(priors) == 3 * 5 * meter.levels
 
 
 def test_the_schedule_hears_every_reading(make):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,19 +55,28 @@ class Pair:
 
     def predict(self, inputs: Inputs, *, need_prior: bool = True) -> Prediction:
         """The prior first (no gradient, same x_t, t and context), then the controlled pass on what was kept of it."""
+        if not need_prior:
+            check_frozen(self.main.network)
+            return Prediction(self.control(inputs), None)
+        (prediction,) = self.predictions(inputs, [inputs.condition])
+        return prediction
+
+    def predictions(self, inputs: Inputs, conditions: Sequence[Tensor]) -> Iterator[Prediction]:
+        """The prior once, then the controlled pass under each of the conditions, as they are asked for."""
         check_frozen(self.main.network)
         inputs = self._completed(inputs)
-        if not need_prior:
-            return Prediction(self._control(inputs), None)
+        each = [replace(inputs, condition=condition) for condition in conditions]
         if self.shared is None:
             with torch.no_grad():
                 prior = self._main(inputs)
-            return Prediction(self._control(inputs), prior)
+            yield from (Prediction(self._control(one), prior) for one in each)
+            return
         self.shared.network = self.main.network  # what is called now: it may have been compiled since
         try:
             with torch.no_grad(), self.shared.capture():
                 prior = self._main(inputs)
-            return Prediction(self._control(inputs, self.shared.replay()), prior)
+            for one in each:
+                yield Prediction(self._control(one, self.shared.replay(again=one is not each[-1])), prior)
         finally:  # the side network may fail before anything is replayed
             self.shared.forget()
 

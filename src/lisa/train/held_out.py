@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lisa.core.schedule import WeightSchedule
 from lisa.mains.base import latents_from_moments
 from lisa.pairs import Inputs, Pair
 from lisa.processes.draws import Draws
-from lisa.train.dataset import EncodedData
+from lisa.train.dataset import Batch, EncodedData
 
 _STEP = -1  # no training step has this number, so its draws are the held-out set's own
 
@@ -61,7 +62,7 @@ class HeldOutMeter:
         side.callee = side.module.eval()
         self.by_noise_level.reset()
         try:
-            right, shuffled = self._sums(shuffled=False), self._sums(shuffled=True)
+            right, shuffled = self._sums()
         finally:
             side.callee = callee
             side.module.train(training)
@@ -80,29 +81,26 @@ class HeldOutMeter:
         """Go on from ``state``."""
         self.onset.load_state_dict(state["onset"])
 
-    def _sums(self, *, shuffled: bool) -> SampleSums:
-        """Per-sample sums over all processes, in the order of the samples."""
+    def _sums(self) -> list[SampleSums]:
+        """Per-sample sums over all processes, in the order of the samples: with right and with shuffled conditions."""
         mine = range(self.accelerator.process_index, len(self.data), self.accelerator.num_processes)
         jobs = [(sample, level) for level in range(self.levels) for sample in mine]
-        parts: list[tuple[list[int], SampleSums]] = []
+        parts: list[tuple[list[int], list[SampleSums]]] = []
         for first in range(0, len(jobs), self.batch_size):
             chosen = jobs[first : first + self.batch_size]
-            parts.append(([sample for sample, _ in chosen], self._pass(chosen, shuffled).apply(torch.Tensor.cpu)))
+            parts.append(([sample for sample, _ in chosen], self._passes(chosen)))
         gathered = gather_object(parts) if self.accelerator.num_processes > 1 else parts
         samples = [sample for numbers, _ in gathered for sample in numbers]
-        return SampleSums.concatenated(sums for _, sums in gathered).grouped(samples)
+        by_kind = zip(*(both for _, both in gathered), strict=True)
+        return [SampleSums.concatenated(sums).grouped(samples) for sums in by_kind]
 
     @torch.no_grad()
-    def _pass(self, jobs: Sequence[tuple[int, int]], shuffled: bool) -> SampleSums:
-        """Prior, controlled and decoded of some (sample, noise level) pairs."""
+    def _passes(self, jobs: Sequence[tuple[int, int]]) -> list[SampleSums]:
+        """Prior, and controlled and decoded with right and shuffled conditions, of some (sample, noise level) pairs."""
         process, device = self.pair.main.process, self.accelerator.device
         samples = [sample for sample, _ in jobs]
         keys = [sample * self.levels + level for sample, level in jobs]
-        batch = self.data.collate(samples, [self.data.read(sample, 0) for sample in samples], device)
-        condition = batch.condition
-        if shuffled:
-            others = [self._other[sample] for sample in samples]
-            condition = self.data.collate(others, [self.data.read(i, 0) for i in others], device).condition
+        batch = self._collated(samples)
         shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
         latents = latents_from_moments(batch.moments, self.draws.noise(_STEP, keys, shape, "posterior").to(device))
         noise = self.draws.noise(_STEP, keys, shape).to(device)
@@ -110,17 +108,21 @@ class HeldOutMeter:
         place = self.draws.uniform(_STEP, keys, "timestep")
         u = (torch.tensor([level for _, level in jobs]) + place) / self.levels
         t = process.sample_timesteps(u.clamp(1e-6, 1 - 1e-6)).to(device)
-        inputs = Inputs(process.x_t(latents, noise, t), t, batch.context, condition)
+        inputs = Inputs(process.x_t(latents, noise, t), t, batch.context, batch.condition)
         target, time = process.target(latents, noise, t), process.decoder_time(t)
-        with self.accelerator.autocast():
-            if self.aligner is None or not self.aligner.layers:
-                prediction, terms = self.pair.predict(inputs), None
-            else:
-                with self.aligner.observing():
-                    prediction = self.pair.predict(inputs)
-                    terms = self.aligner(target, prediction.prior, time, x_t=self.pair.scaled(inputs))
-        assert prediction.prior is not None
-        sums = SampleSums.of(target, prediction.prior, prediction.controlled, terms)
-        if not shuffled:
-            self.by_noise_level.update_sums(time, sums.prior, sums.controlled, sums.error)
-        return sums
+        conditions = [batch.condition, self._collated([self._other[sample] for sample in samples]).condition]
+        aligner = self.aligner if self.aligner is not None and self.aligner.layers else None
+        found = []
+        with self.accelerator.autocast(), aligner.observing() if aligner is not None else nullcontext():
+            for prediction in self.pair.predictions(inputs, conditions):
+                assert prediction.prior is not None
+                terms = None
+                if aligner is not None:
+                    terms = aligner(target, prediction.prior, time, x_t=self.pair.scaled(inputs))
+                found.append(SampleSums.of(target, prediction.prior, prediction.controlled, terms))
+        right = found[0]
+        self.by_noise_level.update_sums(time, right.prior, right.controlled, right.error)
+        return [sums.apply(torch.Tensor.cpu) for sums in found]
+
+    def _collated(self, samples: Sequence[int]) -> Batch:
+        return self.data.collate(samples, [self.data.read(i, 0) for i in samples], self.accelerator.device)
