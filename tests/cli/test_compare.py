@@ -77,6 +77,19 @@ def test_a_table_that_fits_the_terminal_and_pure_json(made_up):
     assert json.loads(again.stdout) == json.loads(Path("runs/compare/summary.json").read_text())
 
 
+def test_seeds_that_never_got_there_fit_the_terminal(tmp_path):
+    for seed, top in enumerate((0.4, 0.4, 0.4, 0.25)):
+        make_run(tmp_path, "plain", seed, saturating(100, top))
+        make_run(tmp_path, "recipe", seed, saturating(50 + seed))
+    done = invoke("--report", "--out", tmp_path)
+    assert done.exit_code == 0 and max(map(len, done.stdout.splitlines())) <= 80
+    said = " ".join(done.stdout.split())
+    assert "recipe: plain does not reach 95% of plain's plateau in every seed: ≥ " in said
+    assert "(plain never in 1 of 4; none below 1." in said
+    (row,) = [line for line in done.stdout.splitlines() if line.strip().startswith("recipe ")]
+    assert "≥" in row, "the arm's name is in one line"
+
+
 def test_stopped_runs_are_reported_and_the_command_goes_on(made_up, monkeypatch):
     whole = comparing.train_in_process
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lisa.common.errors import LisaError
+from lisa.compare import wording
 from lisa.compare.speed_up import Needed, mean_needed, onset, plateau, smooth, speed_up, steps_to
 
 STEPS = np.arange(0, 2001, 20.0)
@@ -127,6 +128,17 @@ def test_what_was_never_reached_bounds_the_speed_up():
     assert nobody.bound == "unknown" and nobody.to_json()["value"] is None
     never = speed_up(needs(500, 400), needs(math.inf, math.inf))
     assert never.bound == "at most" and never.interval.value == pytest.approx(0.2**0.5)
+
+
+def test_what_holds_of_every_seed_is_told_where_there_is_no_interval():
+    def said(base, arm):
+        missing = [[i for i, each in enumerate(of) if each.never] for of in (arm, base)]
+        found = speed_up(base, arm).to_json() | {"seeds": [0, 1], "never": missing[0], "baseline_never": missing[1]}
+        return wording.speed(found, "plain")
+
+    assert said(needs(500, math.inf), needs(250, 250)) == ("≥ 2.83", "plain never in 1 of 2; none below 2.00")
+    assert said(needs(500, 500), needs(250, math.inf)) == ("≤ 1.00", "never in 1 of 2 seeds; none above 2.00")
+    assert said(needs(500, math.inf), needs(math.inf, 250)) == ("?", "never in 1 of 2 seeds, plain in 1")
 
 
 def test_the_bounds_are_bounds():

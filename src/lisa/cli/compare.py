@@ -99,6 +99,8 @@ def _train(
 
 
 def _print(summary: Mapping[str, Any], out: Path) -> None:
+    from textwrap import fill
+
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -115,7 +117,7 @@ def _print(summary: Mapping[str, Any], out: Path) -> None:
     for row in summary["arms"]:
         speeds = [w.speed_of(row, axis, share, summary["baseline"]) for axis in ("steps", "seconds")]
         figures = [w.onset(row["onset"]), w.interval(row["final_gain"]), w.interval(row["fidelity"])]
-        intervals = ["\n".join(part for part in cell if part) for cell in speeds]
+        intervals = ["\n".join(fill(part, 16) for part in cell if part) for cell in speeds]
         table.add_row(row["arm"], *intervals, *(value for value, _ in figures))
     console.print(table)
     for row in summary["arms"]:

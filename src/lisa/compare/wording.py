@@ -32,9 +32,11 @@ def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
     if ours == count:
         return "never", f"below {value['value']:.2f}" if value["bound"] == "at most" else ""
     if value["bound"] == "at most":
-        return f"≤ {value['value']:.2f}", f"never in {ours} of {count} seeds"
+        most = max(value["per_seed"])
+        return f"≤ {value['value']:.2f}", f"never in {ours} of {count} seeds; none above {most:.2f}"
     if value["bound"] == "at least":
-        return f"≥ {value['value']:.2f}", f"{baseline} never in {theirs} of {count}"
+        least = min(value["per_seed"])
+        return f"≥ {value['value']:.2f}", f"{baseline} never in {theirs} of {count}; none below {least:.2f}"
     if value["bound"] == "unknown":
         return "?", f"never in {ours} of {count} seeds, {baseline} in {theirs}"
     return interval(value, 2)
@@ -110,7 +112,9 @@ def verdict(row: Row, summary: Mapping[str, Any]) -> str:
     if len(in_steps["never"]) == len(in_steps["seeds"]):
         first = f"It never reaches {goal}."
     elif in_steps["bound"]:
-        first = f"It and {base} do not reach {goal} in every seed: {_plainly(speed(in_steps, base))} in steps."
+        who = {"at most": "It does", "at least": f"{base} does"}.get(in_steps["bound"], f"It and {base} do")
+        found, seeds = speed(in_steps, base)
+        first = f"{who} not reach {goal} in every seed: {found} in steps ({seeds})."
     else:
         first += "training time."
     gain = row["against_baseline"]["final_gain"]
