@@ -159,7 +159,9 @@ def _forest(rows: Sequence[Mapping[str, Any]], x: str, levels: Sequence[float]) 
         axis.set_xscale("log")
         axis.set_ylim(height, -0.25)
         axis.set_xlim(max(min(ends) / 1.15, 0.02), min(max(ends) * 1.15, 50))
-        shown = [tick for tick in (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if min(ends) <= tick <= max(ends)]
+        fine = (0.7, 1.5, 3) if max(ends) / min(ends) < 30 else ()  # their labels would run into the others'
+        places = sorted((0.1, 0.2, 0.5, 1, 2, 5, 10, 20, *fine))
+        shown = [tick for tick in places if min(ends) <= tick <= max(ends)]
         axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
         axis.set_xticks([], minor=True)
         axis.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=8)
