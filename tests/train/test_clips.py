@@ -218,27 +218,30 @@ def test_worker_processes_change_nothing(tmp_path):
 def test_held_out_clips_are_read_like_pictures(tmp_path):
     """Each with its own context and its own or another clip's condition; and a perfect network gains everything."""
     data = encode(ClipMain("frame"), tmp_path, source=LongClips(4), flip=False)
-    seen = []
+    right, shuffled = [], []
 
-    def predict(inputs):
+    def predictions(inputs, conditions):
         assert inputs.x_t.shape[1:] == (3, 3, 4, 4) and inputs.t.shape == inputs.x_t.shape[:1]
-        assert inputs.condition.shape[1:] == (3, FRAMES, SIZE, SIZE)
+        return [predict(inputs, *each) for each in zip(conditions, (right, shuffled), strict=True)]
+
+    def predict(inputs, condition, seen):
+        assert condition.shape[1:] == (3, FRAMES, SIZE, SIZE)
         own = inputs.context["facts"][:, 2]
-        given = inputs.condition[:, 1, 0, 0, 0] * 255
+        given = condition[:, 1, 0, 0, 0] * 255
         seen.extend(zip(own.round().tolist(), given.round().tolist(), strict=True))
         prior = torch.zeros_like(inputs.x_t)
         x0, _ = torch.from_numpy(data._moments[own.long().numpy(), 0]).chunk(2, 1)
         t = inputs.t.reshape(-1, 1, 1, 1, 1)
         target = (inputs.x_t - x0) / t  # the noise minus the clip, up to the posterior's small deviation
-        right = (own == given.round()).reshape(-1, 1, 1, 1, 1)
-        return Prediction(torch.where(right, target, prior), prior)
+        fits = (own == given.round()).reshape(-1, 1, 1, 1, 1)
+        return Prediction(torch.where(fits, target, prior), prior)
 
     module = torch.nn.Linear(1, 1)
-    pair = SimpleNamespace(main=data.main, predict=predict, side=SimpleNamespace(module=module, callee=module))
+    pair = SimpleNamespace(main=data.main, predictions=predictions, side=SimpleNamespace(module=module, callee=module))
     meter = HeldOutMeter(pair, None, None, data, Draws(0), 2, 3, Accelerator(cpu=True))
     gap = meter.read(0)
     assert gap.control_gain.value > 0.9 and gap.gap.value > 0.9
-    right, shuffled = seen[:8], seen[8:]
+    assert len(right) == len(shuffled) == 8
     assert all(own == given for own, given in right) and all(own != given for own, given in shuffled)
     again = meter.read(1)
     assert (again.gap, again.control_gain) == (gap.gap, gap.control_gain)
