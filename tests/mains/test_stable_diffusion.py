@@ -183,7 +183,7 @@ def test_wrong_class_is_refused(sd15, tmp_path):
 
 
 def test_missing_and_damaged_folders(sd15, tmp_path):
-    assert "tiny-sd and tiny-sd3 are embedded" in refused(tmp_path / "nowhere", "no folder .*nowhere")
+    assert "tiny-sd, tiny-sd3 and tiny-svd are embedded" in refused(tmp_path / "nowhere", "no folder .*nowhere")
     refused("tiny-ds", "no folder 'tiny-ds'")
     refused("a/b/c", "no folder 'a/b/c'")
     refused(tmp_path, "no model_index.json")

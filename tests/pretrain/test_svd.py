@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import lisa
 from lisa.build import pretraining_clips
 from lisa.build.pretraining import pretrain
-from lisa.build.pretraining_clips import EncodedClips, load_clips, open_clips, sample_clip
+from lisa.build.pretraining_clips import EncodedClips, load_clips, open_clips, sample_clip, some_frames
 from lisa.common.errors import LisaError
 from lisa.core.frames import fold
 from lisa.data.moving import make_moving_scene
@@ -24,6 +24,18 @@ from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.pretrain.svd import ClipBatch, ClipStep
 from lisa.train.settings import check_settings
 from tiny_pretraining import StopAt, denoiser, vae_of, video_config
+
+
+def test_an_autoencoder_sees_frames_in_a_row_from_anywhere_in_a_clip():
+    clips = torch.arange(8.0).reshape(1, 1, 8, 1, 1)
+    seen = {tuple(some_frames(clips, 3, u).flatten().tolist()) for u in np.linspace(0, 1, 200, endpoint=False)}
+    assert seen == {(first, first + 1, first + 2) for first in range(6)}
+    assert torch.equal(some_frames(clips, 9, 0.99), clips)
+
+
+def test_frames_of_an_autoencoder_of_pictures():
+    with pytest.raises(LisaError, match=r"vae.frames is of clips: leave it empty, or set architecture to svd"):
+        check_settings(PretrainConfig, {"vae": {"frames": 3}})
 
 
 @pytest.fixture(scope="module", autouse=True)

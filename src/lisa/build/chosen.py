@@ -152,7 +152,8 @@ def choose_model(
     known = [(name, config.model) for name, config in runs if config is not None]
     if not known and path is None:
         raise LisaError(
-            "no main network was named", "Give --model (tiny-sd, tiny-sd3, a folder or a Hub name) beside --side"
+            "no main network was named",
+            "Give --model (tiny-sd, tiny-sd3, tiny-svd, a folder or a Hub name) beside --side",
         )
     chosen = known[0][1] if known else ModelSettings()
     if path is not None:

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa import zoo
-from lisa.build.pretraining_clips import Clips, frames_of, load_clips, open_clips, train_on_clips
+from lisa.build.pretraining_clips import Clips, frames_of, load_clips, open_clips, some_frames, train_on_clips
 from lisa.build.pretraining_data import Pictures, encode_pictures, load_pictures, open_pictures, to_uint8
 from lisa.build.pretraining_stage import make_training, save_model
 from lisa.common.errors import LisaError
@@ -70,8 +70,10 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | C
 
     def batches(start: int) -> Iterator[Tensor]:
         for number, visits in enumerate(plan.start_at(start), start):
-            flip = np.random.default_rng([config.seed, number]).random(len(visits)) < 0.5 * config.data.flip
-            yield data.tensor([data.train[visit % plan.count] for visit in visits], flip)
+            draws = np.random.default_rng([config.seed, number])
+            flip = draws.random(len(visits)) < 0.5 * config.data.flip
+            batch = data.tensor([data.train[visit % plan.count] for visit in visits], flip)
+            yield batch if settings.frames is None else some_frames(batch, settings.frames, draws.random())
 
     def show(step: int) -> None:
         truth = data.tensor(shown)

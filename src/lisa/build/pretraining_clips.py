@@ -184,6 +184,13 @@ def frames_of(clips: Clips, count: int) -> Tensor:
     return fold(clips.tensor(clips.train[:count]))
 
 
+def some_frames(clips: Tensor, count: int, u: float) -> Tensor:
+    """At most ``count`` frames in a row of clips (B, C, F, H, W); where they begin, ``u`` in [0, 1) says."""
+    count = min(count, clips.shape[2])
+    first = int(u * (clips.shape[2] - count + 1))
+    return clips[:, :, first : first + count]
+
+
 def _tensor(pixels: np.ndarray, flip: np.ndarray | None) -> Tensor:
     """uint8 (B, F, S, S, 3) to (B, 3, F, S, S) in -1..1."""
     if flip is not None:

@@ -13,7 +13,7 @@ def quickstart(
     condition: Annotated[
         str, typer.Option("--condition", help="edges, segmentation, depth, skeleton or lowres.")
     ] = "edges",
-    model: Annotated[str, typer.Option("--model", help="Embedded model: tiny-sd or tiny-sd3.")] = "tiny-sd",
+    model: Annotated[str, typer.Option("--model", help="Embedded model: tiny-sd, tiny-sd3 or tiny-svd.")] = "tiny-sd",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="No alignment: the baseline.")] = False,
@@ -46,13 +46,15 @@ def quickstart(
 _MODELS = {
     "tiny-sd": "A tiny Stable Diffusion",
     "tiny-sd3": "A tiny Stable Diffusion 3 (a flow transformer)",
+    "tiny-svd": "A tiny Stable Video Diffusion",
 }
 
 
 def _introduction(model: str, condition: str, steps: int, plain: bool) -> str:
+    scenes = "moving scenes" if model == "tiny-svd" else "scenes"
     how = "without alignment (the baseline)" if plain else "with likelihood score alignment"
     return (
-        f"{_MODELS[model]}, pretrained on scenes of coloured shapes, gets a ControlNet for\n'{condition}'. "
+        f"{_MODELS[model]}, pretrained on {scenes} of coloured shapes, gets a ControlNet for\n'{condition}'. "
         f"It is trained for {steps} steps {how}.\n"
         "control gain: share of the prior's error that the side network removes (0: it does nothing).\n"
         "held-out gap: how much of that is owed to the right condition rather than to any condition.\n"

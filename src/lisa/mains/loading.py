@@ -170,7 +170,7 @@ def _check_folder(layout: Layout, path: Path, source: str, variant: str | None) 
     if not is_hub_name(source):
         raise LisaError(
             f"there is no folder {source!r}",
-            "Check model.path; a Hub name looks like owner/model; tiny-sd and tiny-sd3 are embedded",
+            "Check model.path; a Hub name looks like owner/model; tiny-sd, tiny-sd3 and tiny-svd are embedded",
         )
     return variant
 

@@ -14,7 +14,8 @@ class ModelSettings(Settings):
 
     path: str = Field(
         "tiny-sd",
-        description="Embedded model (tiny-sd, tiny-sd3), diffusers folder, Hub name, or single-file checkpoint.",
+        description="Embedded model (tiny-sd, tiny-sd3, tiny-svd), diffusers folder, Hub name, or single-file "
+        "checkpoint.",
     )
     pair: str = Field("sd-controlnet", description="Kind of main and side network.")
     variant: str | None = Field(None, description="File variant of the folder, such as fp16.")

@@ -34,6 +34,12 @@ QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
         "log": {"samples_every": 500, "checkpoint_every": 500},
         "sample": {"count": 24},  # its pictures are made one at a time
     },
+    "tiny-svd": {
+        "model": {"pair": "svd-controlnet", "log_sigma": [0.0, 1.5]},  # the noise levels that it was pretrained with
+        "data": {"source": "moving-scenes", "frames": 8, "size": 32, "held_out": 32},
+        "train": {"batch_size": 4},
+        "sample": {"count": 24},
+    },
 }
 _MOST_SCENES = 3_000
 

@@ -13,7 +13,7 @@ from lisa.train.settings import Settings
 #: and the networks of diffusers have 32 groups in every normalisation.
 SVD_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"scenes": 12_000, "size": 32, "held_out": 128},
-    "vae": {"channels": (64, 64), "groups": 32, "batch_size": 4},
+    "vae": {"channels": (64, 64), "groups": 32, "batch_size": 12, "frames": 3, "learning_rate": 1e-3},
     "denoiser": {"batch_size": 8},
 }
 _GROUPS = 32  # of the temporal networks
@@ -54,8 +54,14 @@ class VAESettings(Settings):
     groups: int = Field(8, ge=1, description="Groups of the group normalisation (svd: always 32).")
     latent_channels: int = Field(4, ge=1, description="Channels of the latent.")
     steps: int = Field(2_500, ge=1, description="Training steps.")
-    batch_size: int = Field(16, ge=1, description="Pictures per step (svd: 4 clips).")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate (cosine decay).")
+    batch_size: int = Field(16, ge=1, description="Pictures per step (svd: 12 clips).")
+    frames: int | None = Field(
+        None,
+        ge=1,
+        description="Most frames in a row of a clip that a step sees (svd: 3: one of them lies between two others, and "
+        "a step sees more clips than if they were whole).",
+    )
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate (cosine decay; svd: 1e-3).")
     kl_weight: float = Field(5e-4, ge=0, description="Weight of the KL divergence, mean per latent value, in nats.")
     bf16: bool = Field(True, description="Autocast to bfloat16 (1.8 times as fast on a CPU with AVX-512 BF16).")
 
@@ -192,6 +198,12 @@ class PretrainConfig(Settings):
         factor = self.vae.factor * cells
         if self.data.size % factor:
             raise ValueError(f"data.size must be a multiple of {factor} for this VAE and denoiser: {self.data.size}")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_are_of_clips(self) -> PretrainConfig:
+        if self.vae.frames is not None and self.architecture != "svd":
+            raise ValueError("vae.frames is of clips: leave it empty, or set architecture to svd")
         return self
 
     @model_validator(mode="after")
