@@ -115,7 +115,7 @@ def test_the_page_is_up_to_date(page):
     assert page.BEGIN in text and page.BEGIN + page.tables() + page.END in text
 
 
-@pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3"])
+@pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3", "tiny-svd"])
 def test_every_arm_is_a_configuration(evidence, model):
     file = ROOT / "benchmarks" / "evidence" / f"{model}.yaml"
     for condition in evidence.CONDITIONS:

@@ -6,12 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import lisa
+from lisa.build.training import train
+from lisa.data.sources import MovingScenesSource
+from lisa.train.quickstart import quickstart_config
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments, cwd):
@@ -97,22 +104,62 @@ def test_a_flow_transformer_in_the_same_way(tmp_path):
     assert summary["fidelity"]["with"]["value"] is not None and (tmp_path / summary["picture"]).is_file()
 
 
+def test_a_video_model_in_the_same_way(tmp_path, monkeypatch):
+    """With fewer clips: each is sampled by itself."""
+    monkeypatch.chdir(tmp_path)
+    config = quickstart_config(out=Path("runs/video"), model="tiny-svd", steps=2)
+    few = {"data": config.data.model_copy(update={"held_out": 4})}
+    few["sample"] = config.sample.model_copy(update={"count": 2, "steps": 2})
+    few["log"] = config.log.model_copy(update={"samples": 2})
+    summary = train(config.model_copy(update=few), quiet=True)
+    assert (summary["model"], summary["pair"], summary["steps"]) == ("tiny-svd", "svd-controlnet", 2)
+    assert {"flicker", "warping_error"} <= summary["fidelities"]["edges"]["metrics"].keys()
+    with Image.open(summary["picture"]) as sheet, Image.open(Path(summary["picture"]).with_suffix(".webp")) as moving:
+        assert moving.n_frames == 8 and sheet.width > moving.width
+
+
 def test_a_model_that_is_not_embedded(tmp_path):
     result = run("--model", "tiny-sd4", cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "tiny-sd4" in result.stderr and "tiny-sd3" in result.stderr
 
 
-PIPELINES = {"tiny-sd": "StableDiffusionPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
+PIPELINES = {
+    "tiny-sd": "StableDiffusionPipeline",
+    "tiny-sd3": "StableDiffusion3Pipeline",
+    "tiny-svd": "StableVideoDiffusionPipeline",
+}
+PICTURES = sorted(set(PIPELINES) - {"tiny-svd"})
 
 
-@pytest.mark.parametrize("name", lisa.zoo.names())
-def test_the_stock_pipeline_runs_the_embedded_model(name):
+def stock(name):
     import diffusers
 
     pipe = getattr(diffusers, PIPELINES[name]).from_pretrained(lisa.zoo.path(name))
     pipe.set_progress_bar_config(disable=True)
-    assert pipe("a red circle on a blue background", num_inference_steps=2).images[0].size == (64, 64)
+    return pipe
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_stock_pipeline_runs_the_embedded_model(name):
+    assert stock(name)("a red circle on a blue background", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_the_stock_pipeline_goes_on_from_a_picture():
+    frame = MovingScenesSource(None, 0, 1, 32, 0, 8, 8.0)[0].image[0]
+    made = stock("tiny-svd")(
+        Image.fromarray(frame), height=32, width=32, fps=8, generator=torch.manual_seed(0), output_type="np"
+    ).frames[0]
+    assert made.shape == (8, 32, 32, 3)
+    errors = [float(np.abs(clip - frame / 255).mean()) for clip in (made[0], np.full_like(made[0], 0.5))]
+    assert errors[0] < 0.25 * errors[1]  # it begins with that picture
+
+
+def test_every_embedded_model_is_named_where_people_look():
+    for name in lisa.zoo.names():
+        assert name in PIPELINES and name in run("--help", cwd=ROOT).stdout
+        assert name in (ROOT / "docs" / "configuration.md").read_text("utf-8")
+        assert f"--model {name}" in (ROOT / "README.md").read_text("utf-8") or name == "tiny-sd"
 
 
 @pytest.mark.parametrize("name", lisa.zoo.names())

@@ -40,7 +40,8 @@ def quickstart(
         print_json(summary)
         return
     print_summary(summary, config)
-    typer.echo(f"\nlook at: {summary['picture']}")
+    moving = Path(summary["picture"]).with_suffix(".webp")
+    typer.echo(f"\nlook at: {summary['picture']}" + (f"\nmoving:  {moving}" if moving.is_file() else ""))
 
 
 _MODELS = {
