@@ -80,6 +80,7 @@ def test_training_on_clips(name, folders, tmp_path):
     assert drawn["grid"]["columns"] == columns
     with Image.open(out / "samples" / drawn["animation"]) as moving:
         assert moving.n_frames == read_run(out).data.frames and moving.size[0] < Image.open(sheet).size[0]
+        assert moving.size == shown_size(drawn["animation_grid"], 4, 2)
     check_sheet(out, np.asarray(Image.open(sheet)), drawn["grid"])
 
     package = importlib.import_module(spec.package)
@@ -89,6 +90,12 @@ def test_training_on_clips(name, folders, tmp_path):
     assert "scenes/edges/frames" in card and "frames" in card and (out / "side_network" / "samples.png").is_file()
     assert "](samples.webp)" in card
     assert (out / "side_network" / "samples.webp").read_bytes() == (out / "samples" / drawn["animation"]).read_bytes()
+
+
+def shown_size(layout, columns, rows, scale=2, size=32):
+    """Width and height of an animation of square clips that lie as the layout says."""
+    width = columns * (scale * size + layout["gap"]) - layout["gap"]
+    return width, layout["head"] + rows * (scale * size + layout["gap"]) - layout["gap"]
 
 
 def check_sheet(out, sheet, layout):

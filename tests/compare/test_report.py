@@ -279,7 +279,8 @@ def test_clips_move_in_the_report(tmp_path):
             clips[0][1, :8] = 255  # frames differ
         save_png(contact_sheet(columns), samples / "step-000200.png")
         save_animation(animation(columns), samples / "step-000200.webp", 4.0)
-        event = {"step": 200, "kind": "samples", "path": "step-000200.png", "grid": grid_layout(TITLES)}
+        event = {"step": 200, "kind": "samples", "path": "step-000200.png", "grid": grid_layout(TITLES, 1)}
+        event["animation_grid"] = grid_layout(TITLES)  # of another scale than the sheet's
         with (rows_ / arm / "seed-0" / "events.jsonl").open("a") as file:
             file.write(json.dumps({**event, "animation": "step-000200.webp"}) + "\n")
     write_report([tmp_path], tmp_path)

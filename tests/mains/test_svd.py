@@ -48,7 +48,7 @@ def bytes_of(*shape):
 
 
 def test_folder(main):
-    assert (main.latent_channels, main.latent_factor, main.size_multiple) == (4, 4, 4)
+    assert (main.latent_channels, main.latent_factor, main.size_multiple) == (4, 4, 8)  # the pipeline asks for 8
     assert (main.video, main.context_reads, main.latent_frames(14)) == (True, "frame", 14)
     assert main.process.prediction == "edm"
     assert not any(p.requires_grad for p in [*main.network.parameters(), *main.pipeline.image_encoder.parameters()])

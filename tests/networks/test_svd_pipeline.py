@@ -51,6 +51,22 @@ def sample(pipeline, *arguments, **options):
     return pipeline(*(arguments or (IMAGE, CONDITION)), **{**given, **options}).frames
 
 
+def test_several_clips_of_several_pictures_are_each_picture_s_own(pipeline):
+    """The stock pipeline repeats embeddings (a, a, b, b) and latents (a, b, a, b) of its pictures."""
+    pictures, conditions = [IMAGE, picture(1)], [CONDITION, [picture(20 + i) for i in range(FRAMES)]]
+    own = [
+        sample(
+            pipeline, pictures[number // 2], conditions[number // 2], generator=[torch.Generator().manual_seed(number)]
+        )
+        for number in range(4)
+    ]
+    generators = [torch.Generator().manual_seed(number) for number in range(4)]
+    together = sample(pipeline, pictures, conditions, num_videos_per_prompt=2, generator=generators)
+    assert len(together) == 4 and (together[0] - together[2]).abs().max() > 0.01
+    for clip, (expected,) in zip(together, own, strict=True):
+        torch.testing.assert_close(clip, expected, atol=1e-4, rtol=0)
+
+
 def test_without_control_it_is_the_stock_pipeline(base, pipeline):
     stock = StableVideoDiffusionPipeline(**base.components)
     stock.set_progress_bar_config(disable=True)

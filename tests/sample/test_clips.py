@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from lisa.common.errors import LisaError
-from lisa.sample.clips import LARGEST, STRIP, animation, contact_sheet, save_animation, sheet_scale, strip
+from lisa.sample.clips import (
+    LARGEST,
+    STRIP,
+    animation,
+    animation_scale,
+    contact_sheet,
+    save_animation,
+    sheet_scale,
+    strip,
+)
 from lisa.sample.grids import grid_layout
 
 generator = np.random.default_rng(0)
@@ -86,4 +95,6 @@ def test_large_animations_are_compressed(tmp_path):
 
 def test_small_clips_are_enlarged_and_larger_ones_are_not():
     assert sheet_scale(COLUMNS) == 2
-    assert sheet_scale({"a": [np.zeros((8, 300, 300, 3), np.uint8)]}) == 1
+    wide = {"a": [np.zeros((8, 300, 300, 3), np.uint8)]}
+    assert sheet_scale(wide) == 1 and animation_scale(wide) == 2
+    assert animation(wide)[0].width == 600 and contact_sheet(wide).width == 8 * 301 - 1

@@ -33,6 +33,10 @@ from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_denoise
 from lisa.train.pretrain.vae import VAEStep, make_temporal_vae, make_vae, reconstruct, set_scaling
 from lisa.train.settings import save_settings
 
+#: Share of the steps after which the autoencoder of clips sees whole ones: its decoder takes the frames together, and
+#: does badly on more of them than it has seen.
+_WHOLE = 0.75
+
 
 def pretrain(config: PretrainConfig) -> Path | None:
     """Run or continue a pretraining; the folder of the finished model, or None if it was interrupted."""
@@ -72,8 +76,14 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | C
         for number, visits in enumerate(plan.start_at(start), start):
             draws = np.random.default_rng([config.seed, number])
             flip = draws.random(len(visits)) < 0.5 * config.data.flip
-            batch = data.tensor([data.train[visit % plan.count] for visit in visits], flip)
-            yield batch if settings.frames is None else some_frames(batch, settings.frames, draws.random())
+            indices = [data.train[visit % plan.count] for visit in visits]
+            if settings.frames is None:
+                yield data.tensor(indices, flip)
+            elif number < _WHOLE * settings.steps:
+                yield some_frames(data.tensor(indices, flip), settings.frames, draws.random())
+            else:  # as many frames as before
+                few = max(1, len(indices) * settings.frames // config.data.frames)
+                yield data.tensor(indices[:few], flip[:few])
 
     def show(step: int) -> None:
         truth = data.tensor(shown)

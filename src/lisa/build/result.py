@@ -25,7 +25,7 @@ from lisa.data.samples import Sample
 from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
-from lisa.sample.clips import animation, contact_sheet, save_animation, sheet_scale
+from lisa.sample.clips import animation, animation_scale, contact_sheet, save_animation, sheet_scale
 from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.low_rank import without_adapters
@@ -104,7 +104,8 @@ class Results:
             columns = dict(zip(titles, zip(*cells, strict=True), strict=True))
             moving = save_animation(animation(columns), path.with_suffix(".webp"), samples[0].rate)
             save_png(contact_sheet(columns), path)
-            values |= {"animation": moving.name, "grid": grid_layout(titles, sheet_scale(columns))}
+            values |= {"animation": moving.name, "animation_grid": grid_layout(titles, animation_scale(columns))}
+            values["grid"] = grid_layout(titles, sheet_scale(columns))
         else:
             save_png(labelled_grid(cells, titles), path)
         self.picture = path

@@ -35,13 +35,14 @@ def quickstart(
         typer.echo(_introduction(model, condition, config.train.steps, plain))
     summary = train(config, quiet=as_json)
     if summary is None:
-        interrupted(f"Start again with: lisa quickstart --out {out} --overwrite")
+        interrupted(f"Continue with: lisa train {out / 'config.yaml'} --resume")
     if as_json:
         print_json(summary)
         return
     print_summary(summary, config)
-    moving = Path(summary["picture"]).with_suffix(".webp")
-    typer.echo(f"\nlook at: {summary['picture']}" + (f"\nmoving:  {moving}" if moving.is_file() else ""))
+    if summary["picture"] is not None:  # None: what it samples is not finite, which the notes say
+        moving = Path(summary["picture"]).with_suffix(".webp")
+        typer.echo(f"\nlook at: {summary['picture']}" + (f"\nmoving:  {moving}" if moving.is_file() else ""))
 
 
 _MODELS = {

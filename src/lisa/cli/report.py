@@ -14,6 +14,7 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lisa.evaluate.clips import TEMPORAL
     from lisa.export.usage import loading_code
     from lisa.pairs import pair_spec
 
@@ -32,6 +33,9 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         table.add_row(f"{what} ({fidelity['metric']}{unit}) without", show_interval(fidelity["without"]))
         table.add_row(f"{what} ({fidelity['metric']}{unit}) with", show_interval(fidelity["with"]))
         table.add_row(what.replace("fidelity", "gain in fidelity"), show_interval(fidelity["gain"]))
+        for name in sorted(fidelity["metrics"].keys() & TEMPORAL.keys()):  # of clips
+            for side in ("without", "with"):
+                table.add_row(f"{name} {side}", show_interval(fidelity["metrics"][name][side]))
     console.print(table)
     spec = pair_spec(config.model.pair)
     best = summary["best"]

@@ -243,7 +243,7 @@ def _fidelities(events: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def _grid(folder: RunFolder, event: Mapping[str, Any]) -> Grid:
-    layout = event.get("grid") or {}
+    layout = event.get("animation_grid") or event.get("grid") or {}
     path = folder.samples / Path(event.get("animation") or event["path"]).name
     return Grid(path, tuple(layout.get("columns", ())), layout.get("head", 0), layout.get("gap", 0))
 

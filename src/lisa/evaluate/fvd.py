@@ -46,7 +46,10 @@ def frechet_video_distance(evaluator: Callable[[], Any], made: Sequence[ByteArra
     if len(shapes) > 1:
         raise LisaError(f"fvd of clips of {len(shapes)} shapes, {sorted(shapes)[0]} and others", "Give those of one")
     if (frames := made[0].shape[0]) < _LEAST:
-        raise LisaError(f"fvd of clips of {frames} frames: I3D needs {_LEAST} at least", "Judge longer clips")
+        raise LisaError(
+            f"fvd of clips of {frames} frames: I3D needs {_LEAST} at least",
+            f"Train and generate longer ones, with data.frames={_LEAST} or more",
+        )
     measure = evaluator()
     stacked = [np.stack(each).astype(np.float32) for each in clips.values()]  # in 0..255
     try:

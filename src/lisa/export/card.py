@@ -144,9 +144,10 @@ def _introduction(facts: CardFacts) -> str:
     base = public_name(facts.model)
     how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment, as LISA's baseline"
     what = f"A `{facts.side_kind}` that makes {base} follow {_named(facts.conditions)}, trained {how}."
-    which = (
-        f"These are {weights}. The alignment decoder is not part of them: at inference this is a plain diffusers model."
-    )
+    plain = "a plain diffusers model"
+    if facts.package != "diffusers":
+        plain = f"a plain diffusers `ModelMixin`, whose class is in `{facts.package}` (`pip install lisa-diffusion`)"
+    which = f"These are {weights}. The alignment decoder is not part of them: at inference this is {plain}."
     return f"# {facts.title}\n\n{_wrapped(what)}\n\n{_wrapped(which)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +24,7 @@ from lisa.processes.edm import EDMProcess
 
 #: Standard deviation of the noise on the conditioning frame, as the pipeline has it unless told otherwise.
 NOISE_AUGMENTATION = 0.02
+_PIXELS = 8  # whose multiples the pipeline asks for, whatever the VAE's factor is
 _REMEDY = "Use a folder like stabilityai/stable-video-diffusion-img2vid"
 
 
@@ -47,6 +49,7 @@ class SVDMain(PipelineMain):
     def __init__(self, pipeline: Any, source: str) -> None:
         _check_pipeline(pipeline, source)
         super().__init__(pipeline, source, EDMProcess(), TemporalDecoderCodec(pipeline.vae))
+        self.size_multiple = math.lcm(self.size_multiple, _PIXELS)
 
     def encode_frame(self, frames: Tensor, rate: Tensor, motion: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
         """What the pipeline makes of a conditioning frame: ``encoder_hidden_states`` (B, 1, D), ``image_latents``

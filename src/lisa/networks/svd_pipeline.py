@@ -103,6 +103,8 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
         condition = self.control_video_processor.preprocess_video(conditioning_frames, height, width).transpose(1, 2)
         _check(condition, image, num_frames, (control_guidance_start, control_guidance_end))
         condition = condition.repeat_interleave(num_videos_per_prompt, dim=0)
+        if _count(image) > 1:  # the stock pipeline repeats embeddings and latents of several images in different orders
+            image, num_videos_per_prompt = _repeated(image, num_videos_per_prompt), 1
         condition = condition.to(self._execution_device, self.controlnet.dtype)
 
         def scale(step: int) -> float:
@@ -145,8 +147,19 @@ class SVDControlNetPipeline(StableVideoDiffusionPipeline):
         return controlled
 
 
+def _count(image: Any) -> int:
+    return len(image) if isinstance(image, list | Tensor) else 1
+
+
+def _repeated(images: Any, times: int) -> Any:
+    """Each so many times, one after the other."""
+    if isinstance(images, Tensor):
+        return images.repeat_interleave(times, dim=0)
+    return [image for image in images for _ in range(times)]
+
+
 def _check(condition: Tensor, image: Any, num_frames: int | None, window: tuple[float, float]) -> None:
-    images = len(image) if isinstance(image, list | Tensor) else 1
+    images = _count(image)
     if len(condition) not in (1, images):
         raise LisaError(
             f"conditioning_frames of {len(condition)} clips for {images} images",

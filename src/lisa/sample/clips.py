@@ -52,12 +52,16 @@ def sheet_scale(columns: Columns, scale: int = 2) -> int:
 
 def animation(columns: Columns, *, scale: int = 2) -> list[Image.Image]:
     """The same columns, one row per clip, frame by frame: each a picture of the grid at that time."""
-    rows, across = _rows(columns), len(columns)
-    scale = _scale(rows, across, scale)
+    rows, across, scale = _rows(columns), len(columns), animation_scale(columns, scale)
     rows, count = _fitted(rows, across, scale), len(rows[0][0])
     return [
         labelled_grid([[clip[n] for clip in row] for row in rows], list(columns), scale=scale) for n in range(count)
     ]
+
+
+def animation_scale(columns: Columns, scale: int = 2) -> int:
+    """``scale``, or 1 where an animation of that scale would be larger than :data:`LARGEST`."""
+    return _scale(_rows(columns), len(columns), scale)
 
 
 def strip(clip: ByteArray) -> ByteArray:

@@ -149,8 +149,13 @@ class LogSettings(Settings):
 class SampleSettings(Settings):
     """How pictures are sampled, in grids and for the final fidelity."""
 
-    steps: Positive = Field(20, description="Sampling steps (DPM-Solver++).")
-    guidance: float = Field(3.0, ge=0, description="Classifier-free guidance scale; 1: none.")
+    steps: Positive = Field(20, description="Sampling steps (DPM-Solver++; Euler of flows and Stable Video Diffusion).")
+    guidance: float = Field(
+        3.0,
+        ge=0,
+        description="Classifier-free guidance scale; 1: none. Of Stable Video Diffusion the last frame's, rising "
+        "from 1.",
+    )
     control_scale: float = Field(1.0, ge=0, description="Scale of the side network's residuals.")
     count: int = Field(64, ge=2, description="Held-out samples for the final fidelity (at most data.held_out).")
     batch_size: Positive = Field(16, description="Pictures sampled together; clips are made one by one.")

@@ -37,6 +37,7 @@ QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
     "tiny-svd": {
         "model": {"pair": "svd-controlnet", "log_sigma": [0.0, 1.5]},  # the noise levels that it was pretrained with
         "data": {"source": "moving-scenes", "frames": 8, "size": 32, "held_out": 32},
+        "align": {"layer": "down.3"},  # one layer per level: the last at half the latent's size, as down.5 of tiny-sd
         "train": {"batch_size": 4},
         "sample": {"count": 24},
     },
@@ -63,7 +64,7 @@ def quickstart_config(
     raw = on_top(QUICKSTART, own)
     raw["data"]["condition"] = condition
     raw["model"]["path"] = model
-    raw["align"] = {"enabled": not plain}
+    raw["align"] = {**raw.get("align", {}), "enabled": not plain}
     if steps is not None:
         raw["train"]["steps"] = steps
     # Drawing and encoding scenes takes time too: no more of them than the steps can see.
