@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lisa
-from lisa.build import pretraining_clips
+from lisa.build import pretraining, pretraining_clips
 from lisa.build.pretraining import pretrain
 from lisa.build.pretraining_clips import EncodedClips, load_clips, open_clips, sample_clip, some_frames
 from lisa.common.errors import LisaError
+from lisa.common.runfolder import RunFolder
 from lisa.core.frames import fold
 from lisa.data.moving import make_moving_scene
 from lisa.mains.svd import load_svd
@@ -31,6 +32,21 @@ def test_an_autoencoder_sees_frames_in_a_row_from_anywhere_in_a_clip():
     seen = {tuple(some_frames(clips, 3, u).flatten().tolist()) for u in np.linspace(0, 1, 200, endpoint=False)}
     assert seen == {(first, first + 1, first + 2) for first in range(6)}
     assert torch.equal(some_frames(clips, 9, 0.99), clips)
+
+
+def test_an_autoencoder_sees_whole_clips_at_last(tmp_path, monkeypatch):
+    seen = []
+
+    class Recorded(pretraining.VAEStep):
+        def __call__(self, batch, step):
+            seen.append(tuple(batch.shape[:3]))
+            return super().__call__(batch, step)
+
+    monkeypatch.setattr(pretraining, "VAEStep", Recorded)
+    config = video_config(tmp_path / "run", vae={"steps": 4, "batch_size": 3, "frames": 2})
+    (tmp_path / "run").mkdir()
+    pretraining._train_vae(config, RunFolder(tmp_path / "run"), load_clips(config, open_clips(config)))
+    assert seen == [(3, 3, 2)] * 3 + [(2, 3, 3)]
 
 
 def test_frames_of_an_autoencoder_of_pictures():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class GenerateOptions:
         condition: condition pictures instead of held-out data: a file or folder per side network (and per condition
             that it stacks), in order. Of a clip a folder of frames or a video, or a folder of these.
         image: for conditions of clips that go on from a picture: this picture, or a folder of them.
+        rate: frames per second that such a network is told; None: the clip's own, or what the run was trained at.
+        motion: likewise its motion bucket id, 127 for conditions.
         scale: multiplies the weights of all side networks.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
@@ -55,6 +57,8 @@ class GenerateOptions:
     pair: str | None = None
     condition: Path | Sequence[Path] | None = None
     image: Path | None = None
+    rate: float | None = None
+    motion: float | None = None
     prompt: str | None = None
     prompts: Path | None = None
     out: Path = Path("generated")
@@ -136,11 +140,18 @@ def _requests(
         )
     if call.begins == "frame" and (options.prompt is not None or options.prompts is not None):
         raise LisaError("this main network reads a picture and no prompt", "Leave out --prompt and --prompts")
+    told = {name: value for name in ("rate", "motion") if (value := getattr(options, name)) is not None}
+    if told and call.begins != "frame":
+        raise LisaError(f"this main network is told no {next(iter(told))}", f"Leave out --{next(iter(told))}")
+    if told.get("rate", 1.0) <= 0:
+        raise LisaError(f"--rate is {told['rate']:g}", "Give frames per second, above 0")
     prompts = read_prompts(options.prompts)
     wanted = {"call": call, "count": options.count, "prompt": options.prompt, "prompts": prompts, "seed": options.seed}
     if conditions:
-        return file_requests(conditions, sides, image=options.image, **wanted)
-    return held_out_requests(run, sides, **wanted)
+        requests = file_requests(conditions, sides, image=options.image, **wanted)
+    else:
+        requests = held_out_requests(run, sides, **wanted)
+    return [replace(request, **told) for request in requests]
 
 
 def _listed(given: str | Path | Sequence[Any] | None) -> list[Any]:

@@ -36,6 +36,12 @@ def generate(
         Path | None,
         typer.Option("--image", help="Picture that clips go on from (or a folder of them), with --condition."),
     ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Frames per second that Stable Video Diffusion is told.")
+    ] = None,
+    motion: Annotated[
+        float | None, typer.Option("--motion", help="Motion bucket id that it is told: 127 is much as usual, 1 little.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt for every condition image.")] = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="JSON file: name of the condition image -> prompt.")
@@ -76,6 +82,8 @@ def generate(
         pair=pair,
         condition=condition,
         image=image,
+        rate=rate,
+        motion=motion,
         prompt=prompt,
         prompts=prompts,
         out=out,
