@@ -80,7 +80,7 @@ def test_training_on_clips(name, folders, tmp_path):
     assert drawn["grid"]["columns"] == columns
     with Image.open(out / "samples" / drawn["animation"]) as moving:
         assert moving.n_frames == read_run(out).data.frames and moving.size[0] < Image.open(sheet).size[0]
-        assert moving.size == shown_size(drawn["animation_grid"], 4, 2)
+        assert moving.size == shown_size(drawn["animation_grid"], 4, 1)
     check_sheet(out, np.asarray(Image.open(sheet)), drawn["grid"])
 
     package = importlib.import_module(spec.package)

@@ -224,10 +224,10 @@ def test_rate_and_motion_that_are_told(frame_run):
     given = {"run": frame_run, "scale": 1.0}
     spec, run = pair_spec("svd-controlnet"), read_run(frame_run)
     sides = choose_sides(frame_run, [])
-    asked = generation._requests(GenerateOptions(**given, rate=12.0, motion=20.0), run, sides, spec.call)
-    assert {(request.rate, request.motion) for request in asked} == {(12.0, 20.0)}
+    asked = generation._requests(GenerateOptions(**given, rate=10.0, motion=20.0), run, sides, spec.call)
+    assert {(request.rate, request.motion) for request in asked} == {(10.0, 20.0)}
     own = generation._requests(GenerateOptions(**given), run, sides, spec.call)
-    assert {(request.rate, request.motion) for request in own} == {(8.0, 127.0)}
+    assert {(request.rate, request.motion) for request in own} == {(12.0, 127.0)}
     assert "--rate is 0" in refuse(GenerateOptions(**given, rate=0.0))
     with pytest.raises(LisaError, match=r"told no motion. Leave out --motion"):
         generation._requests(GenerateOptions(**given, motion=1.0), run, sides, pair_spec("wan-vace").call)

@@ -33,7 +33,7 @@ def test_the_command_makes_a_folder_to_train_on(tmp_path, monkeypatch):
 
 
 def test_the_way_from_training_to_figures_on_the_embedded_model(tmp_path, monkeypatch):
-    commands = re.findall(r"^(lisa (?:train|generate|evaluate) .*moving-scenes.*)$", PAGE, flags=re.M)
+    commands = re.findall(r"^(lisa train .*|lisa generate .* made|lisa evaluate made .*)$", PAGE, flags=re.M)
     assert [command.split()[1] for command in commands] == ["train", "generate", "evaluate"]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
