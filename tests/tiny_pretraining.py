@@ -42,7 +42,7 @@ class StopAt(Callback):
 VIDEO = {
     "architecture": "svd",
     "data": {"scenes": 64, "held_out": 8, "size": 16, "frames": 3, "rates": [6.0, 12.0]},
-    "vae": {"steps": 2, "batch_size": 2, "channels": [32, 32], "groups": 32},
+    "vae": {"steps": 2, "decoder_steps": 2, "batch_size": 2, "channels": [32, 32], "groups": 32},
     "video": {
         "channels": [32, 64],
         "attention": [False, True],

@@ -34,23 +34,28 @@ def test_an_autoencoder_sees_frames_in_a_row_from_anywhere_in_a_clip():
     assert torch.equal(some_frames(clips, 9, 0.99), clips)
 
 
-def test_an_autoencoder_sees_whole_clips_at_last(tmp_path, monkeypatch):
-    seen = []
+def test_an_autoencoder_sees_whole_clips_at_last_and_its_encoder_is_frozen_then(tmp_path, monkeypatch):
+    seen, encoders, decoders = [], [], []
 
     class Recorded(pretraining.VAEStep):
         def __call__(self, batch, step):
             seen.append(tuple(batch.shape[:3]))
+            for weights, part in ((encoders, self.vae.encoder), (decoders, self.vae.decoder)):
+                weights.append(torch.cat([parameter.detach().flatten().clone() for parameter in part.parameters()]))
             return super().__call__(batch, step)
 
     monkeypatch.setattr(pretraining, "VAEStep", Recorded)
-    config = video_config(tmp_path / "run", vae={"steps": 4, "batch_size": 3, "frames": 2})
+    config = video_config(tmp_path / "run", vae={"steps": 4, "batch_size": 3, "frames": 2, "decoder_steps": 2})
     (tmp_path / "run").mkdir()
-    pretraining._train_vae(config, RunFolder(tmp_path / "run"), load_clips(config, open_clips(config)))
-    assert seen == [(3, 3, 2)] * 3 + [(2, 3, 3)]
+    vae = pretraining._train_vae(config, RunFolder(tmp_path / "run"), load_clips(config, open_clips(config)))
+    assert seen == [(3, 3, 2)] * 3 + [(2, 3, 3)] * 3
+    changed = [[not torch.equal(*pair) for pair in itertools.pairwise(each)] for each in (encoders, decoders)]
+    assert changed == [[True] * 4 + [False], [True] * 5]
+    assert all(parameter.requires_grad for parameter in vae.parameters())
 
 
 def test_frames_of_an_autoencoder_of_pictures():
-    with pytest.raises(LisaError, match=r"vae.frames is of clips: leave it empty, or set architecture to svd"):
+    with pytest.raises(LisaError, match=r"vae.frames is of clips: leave it out, or set architecture to svd"):
         check_settings(PretrainConfig, {"vae": {"frames": 3}})
 
 
@@ -103,7 +108,7 @@ def test_latents_have_unit_variance_after_the_stored_factor(pipe):
 def test_sheets_and_held_out_errors_on_the_way(made):
     run = made.parent
     assert {path.name for path in (run / "samples").iterdir()} == {
-        *("vae-000002.png", "step-000002.png", "step-000004.png")
+        *("vae-000002.png", "decoder-000002.png", "step-000002.png", "step-000004.png")
     }
     with Image.open(run / "samples" / "step-000004.png") as sheet:
         assert sheet.width == 2 * (2 * (3 * 17 - 1) + 4) and sheet.height > 2 * 2 * 16  # three frames in two columns

@@ -28,7 +28,7 @@ from lisa.sample.pictures import fast_scheduler
 from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
 from lisa.train.loop import run
-from lisa.train.pretrain.config import PretrainConfig
+from lisa.train.pretrain.config import PretrainConfig, VAESettings
 from lisa.train.pretrain.denoiser import DenoiserStep, LatentBatch, make_denoiser
 from lisa.train.pretrain.vae import VAEStep, make_temporal_vae, make_vae, reconstruct, set_scaling
 from lisa.train.settings import save_settings
@@ -69,6 +69,31 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | C
     set_seed(config.seed)
     settings, make = config.vae, make_temporal_vae if isinstance(data, Clips) else make_vae
     vae = make(settings, config.data.size)
+    if not _train_stage("vae", vae, vae, config, settings, run_folder, data):
+        return None
+    if settings.decoder_steps:
+        half = {"steps": settings.decoder_steps, "learning_rate": settings.learning_rate / 2}
+        vae.requires_grad_(False).decoder.requires_grad_(True)
+        alone = settings.model_copy(update=half)
+        if not _train_stage("decoder", vae, vae.decoder, config, alone, run_folder, data, whole_from=0.0):
+            return None
+        vae.requires_grad_(True)
+    with atomic_dir(done) as folder:
+        vae.eval().save_pretrained(folder)
+    return vae
+
+
+def _train_stage(
+    label: str,
+    vae: Any,
+    trained: torch.nn.Module,
+    config: PretrainConfig,
+    settings: VAESettings,
+    run_folder: RunFolder,
+    data: Pictures | Clips,
+    whole_from: float = _WHOLE,
+) -> bool:
+    """Train the autoencoder, or the part of it that is ``trained``; false if it was interrupted."""
     plan = BatchPlan(len(data.train), settings.batch_size, config.seed)
     shown = data.held_out[:2] if isinstance(data, Clips) else data.held_out[:16]
 
@@ -79,7 +104,7 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | C
             indices = [data.train[visit % plan.count] for visit in visits]
             if settings.frames is None:
                 yield data.tensor(indices, flip)
-            elif number < _WHOLE * settings.steps:
+            elif number < whole_from * settings.steps:
                 yield some_frames(data.tensor(indices, flip), settings.frames, draws.random())
             else:  # as many frames as before
                 few = max(1, len(indices) * settings.frames // config.data.frames)
@@ -90,27 +115,12 @@ def _train_vae(config: PretrainConfig, run_folder: RunFolder, data: Pictures | C
         with torch.no_grad():
             again = reconstruct(vae, truth, noise=False)[1]
         error = float((again - truth).square().mean())
-        run_folder.log(step, "held_out_vae", {"stage": "vae", "psnr": -10 * np.log10(error / 4)})
+        run_folder.log(step, "held_out_vae", {"stage": label, "psnr": -10 * np.log10(error / 4)})
         both = [to_uint8(image) for pair in zip(fold(truth), fold(again), strict=True) for image in pair]
-        save_png(grid(both, 8), run_folder.samples / f"vae-{step:06d}.png")
+        save_png(grid(both, 8), run_folder.samples / f"{label}-{step:06d}.png")
 
-    training = make_training(
-        config,
-        run_folder,
-        Accelerator(),
-        "vae",
-        vae,
-        VAEStep(vae, settings.kl_weight, settings.bf16),
-        batches,
-        settings,
-        0,
-        show,
-    )
-    if not run(training):
-        return None
-    with atomic_dir(done) as folder:
-        vae.eval().save_pretrained(folder)
-    return vae
+    step = VAEStep(vae, settings.kl_weight, settings.bf16)
+    return run(make_training(config, run_folder, Accelerator(), label, trained, step, batches, settings, 0, show))
 
 
 def _load_vae(config: PretrainConfig) -> Any:

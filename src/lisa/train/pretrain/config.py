@@ -13,7 +13,14 @@ from lisa.train.settings import Settings
 #: and the networks of diffusers have 32 groups in every normalisation.
 SVD_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"scenes": 12_000, "size": 32, "held_out": 128},
-    "vae": {"channels": (64, 64), "groups": 32, "batch_size": 12, "frames": 3, "learning_rate": 1e-3},
+    "vae": {
+        "channels": (64, 64),
+        "groups": 32,
+        "batch_size": 12,
+        "frames": 3,
+        "decoder_steps": 800,
+        "learning_rate": 1e-3,
+    },
     "denoiser": {"batch_size": 8},
 }
 _GROUPS = 32  # of the temporal networks
@@ -60,6 +67,12 @@ class VAESettings(Settings):
         ge=1,
         description="Most frames in a row of a clip that a step sees (svd: 3: one of them lies between two others, and "
         "a step sees more clips than if they were whole).",
+    )
+    decoder_steps: int = Field(
+        0,
+        ge=0,
+        description="Of clips, further steps of the decoder alone at half the learning rate: it takes whole clips, the "
+        "encoder single frames (svd: 800).",
     )
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate (cosine decay; svd: 1e-3).")
     kl_weight: float = Field(5e-4, ge=0, description="Weight of the KL divergence, mean per latent value, in nats.")
@@ -202,8 +215,9 @@ class PretrainConfig(Settings):
 
     @model_validator(mode="after")
     def _frames_are_of_clips(self) -> PretrainConfig:
-        if self.vae.frames is not None and self.architecture != "svd":
-            raise ValueError("vae.frames is of clips: leave it empty, or set architecture to svd")
+        given = [name for name in ("frames", "decoder_steps") if getattr(self.vae, name)]
+        if given and self.architecture != "svd":
+            raise ValueError(f"vae.{given[0]} is of clips: leave it out, or set architecture to svd")
         return self
 
     @model_validator(mode="after")
