@@ -15,6 +15,7 @@ from PIL import Image
 
 import lisa
 from lisa.build.training import train
+from lisa.cli.report import print_summary
 from lisa.data.sources import MovingScenesSource
 from lisa.train.quickstart import quickstart_config
 
@@ -104,7 +105,7 @@ def test_a_flow_transformer_in_the_same_way(tmp_path):
     assert summary["fidelity"]["with"]["value"] is not None and (tmp_path / summary["picture"]).is_file()
 
 
-def test_a_video_model_in_the_same_way(tmp_path, monkeypatch):
+def test_a_video_model_in_the_same_way(tmp_path, monkeypatch, capsys):
     """With fewer clips: each is sampled by itself."""
     monkeypatch.chdir(tmp_path)
     config = quickstart_config(out=Path("runs/video"), model="tiny-svd", steps=2)
@@ -114,6 +115,8 @@ def test_a_video_model_in_the_same_way(tmp_path, monkeypatch):
     summary = train(config.model_copy(update=few), quiet=True)
     assert (summary["model"], summary["pair"], summary["steps"]) == ("tiny-svd", "svd-controlnet", 2)
     assert {"flicker", "warping_error"} <= summary["fidelities"]["edges"]["metrics"].keys()
+    print_summary(summary, config)
+    assert "warping_error with " in capsys.readouterr().out
     with Image.open(summary["picture"]) as sheet, Image.open(Path(summary["picture"]).with_suffix(".webp")) as moving:
         assert moving.n_frames == 8 and sheet.width > moving.width
 

@@ -113,8 +113,10 @@ def test_sheets_and_held_out_errors_on_the_way(made):
     with Image.open(run / "samples" / "step-000004.png") as sheet:
         assert sheet.width == 2 * (2 * (3 * 17 - 1) + 4) and sheet.height > 2 * 2 * 16  # three frames in two columns
     curve = json.loads((run / "summary.json").read_text())["held_out"]
-    assert [(each["step"], each["kind"]) for each in curve] == [(2, "held_out_vae"), (2, "held_out"), (4, "held_out")]
-    assert all(each["mse"] > 0 for each in curve[1:])
+    autoencoder, denoiser = curve[:2], curve[2:]
+    assert [(each["step"], each["kind"]) for each in autoencoder] == [(2, "held_out_vae"), (2, "held_out_decoder")]
+    assert [(each["step"], each["kind"]) for each in denoiser] == [(2, "held_out"), (4, "held_out")]
+    assert all(each["mse"] > 0 for each in denoiser)
 
 
 def test_a_side_network_can_be_trained_on_it(made):

@@ -115,7 +115,7 @@ def _train_stage(
         with torch.no_grad():
             again = reconstruct(vae, truth, noise=False)[1]
         error = float((again - truth).square().mean())
-        run_folder.log(step, "held_out_vae", {"stage": label, "psnr": -10 * np.log10(error / 4)})
+        run_folder.log(step, f"held_out_{label}", {"stage": label, "psnr": -10 * np.log10(error / 4)})
         both = [to_uint8(image) for pair in zip(fold(truth), fold(again), strict=True) for image in pair]
         save_png(grid(both, 8), run_folder.samples / f"{label}-{step:06d}.png")
 

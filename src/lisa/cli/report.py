@@ -14,7 +14,6 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lisa.evaluate.clips import TEMPORAL
     from lisa.export.usage import loading_code
     from lisa.pairs import pair_spec
 
@@ -33,7 +32,8 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         table.add_row(f"{what} ({fidelity['metric']}{unit}) without", show_interval(fidelity["without"]))
         table.add_row(f"{what} ({fidelity['metric']}{unit}) with", show_interval(fidelity["with"]))
         table.add_row(what.replace("fidelity", "gain in fidelity"), show_interval(fidelity["gain"]))
-        for name in sorted(fidelity["metrics"].keys() & TEMPORAL.keys()):  # of clips
+        between_frames = sorted(fidelity["metrics"].keys() - {fidelity["metric"]}) if config.data.frames else []
+        for name in between_frames:
             for side in ("without", "with"):
                 table.add_row(f"{name} {side}", show_interval(fidelity["metrics"][name][side]))
     console.print(table)
