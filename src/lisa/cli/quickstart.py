@@ -46,17 +46,16 @@ def quickstart(
 
 
 _MODELS = {
-    "tiny-sd": "A tiny Stable Diffusion",
-    "tiny-sd3": "A tiny Stable Diffusion 3 (a flow transformer)",
-    "tiny-svd": "A tiny Stable Video Diffusion",
+    "tiny-sd": "A tiny Stable Diffusion, pretrained on scenes",
+    "tiny-sd3": "A tiny Stable Diffusion 3 (a flow transformer), pretrained on scenes",
+    "tiny-svd": "A tiny Stable Video Diffusion, pretrained on moving scenes",
 }
 
 
 def _introduction(model: str, condition: str, steps: int, plain: bool) -> str:
-    scenes = "moving scenes" if model == "tiny-svd" else "scenes"
     how = "without alignment (the baseline)" if plain else "with likelihood score alignment"
     return (
-        f"{_MODELS[model]}, pretrained on {scenes} of coloured shapes, gets a ControlNet for\n'{condition}'. "
+        f"{_MODELS[model]} of coloured shapes, gets a ControlNet for\n'{condition}'. "
         f"It is trained for {steps} steps {how}.\n"
         "control gain: share of the prior's error that the side network removes (0: it does nothing).\n"
         "held-out gap: how much of that is owed to the right condition rather than to any condition.\n"
