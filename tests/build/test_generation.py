@@ -23,6 +23,7 @@ from lisa.pairs import pair_spec
 from lisa.sample.pictures import fast_scheduler
 
 FAST = {"steps": 1, "guidance": 1.0}
+DRAWN_EDGES = {"data": "scenes", "condition": "edges"}
 
 
 def pictures(folder):
@@ -249,6 +250,19 @@ def test_evaluating_what_was_generated_gives_the_runs_own_fidelity(made, finishe
     assert lisa.evaluate(made[0].out, run=finished_run, count=2)["fidelity"] == result["fidelity"]
 
 
+def test_generated_scenes_are_judged_by_their_names(made, finished_run, tmp_path):
+    """Without the run: the names tell the stream and the numbers, the pictures their size."""
+    by_run, by_name = (evaluate(made[0].out, **where) for where in ({"run": finished_run}, DRAWN_EDGES))
+    assert by_name["per_image"] == by_run["per_image"] and by_name["samples"] == 4
+    name = sorted(by_name["per_image"])[0]
+    shutil.copytree(made[0].out, tmp_path / "two")
+    shutil.copy(made[0].out / f"{name}.png", tmp_path / "two" / "scene-7-0000001.png")
+    with pytest.raises(LisaError, match=r"holds scenes of several streams \(1, 7\).*scene-1-0000000"):
+        evaluate(tmp_path / "two", **DRAWN_EDGES)
+    with pytest.raises(LisaError, match="scenes are square, not 36x32 pixels"):
+        evaluate(made[0].out, **DRAWN_EDGES, size=(32, 36))
+
+
 def test_a_missing_picture_is_an_error_that_names_it(copied, finished_run):
     victim = sorted(copied.out.glob("*.png"))[2]
     victim.unlink()
@@ -287,6 +301,7 @@ def test_evaluation_crops_as_the_training_did(sd_small, tmp_path):
         ({"run": "x", "data": "scenes"}, "needs one of --run and --data"),
         ({"data": "scenes"}, "--data needs --condition"),
         ({"data": "scenes", "condition": "canny"}, "unknown condition to evaluate on scenes 'canny'. Choices: edges"),
+        (DRAWN_EDGES, "holds none of scenes. Name files as the scenes are, of one stream: scene-1-0000000"),
         ({"data": "/nowhere/at/all", "condition": "canny"}, "there is no folder '/nowhere/at/all'"),
         ({"run": "/nowhere"}, "'/nowhere' is not a run folder"),
     ],

@@ -106,6 +106,8 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
         each = [psnr(one, other) for one, other in zip(sample.image, made[sample.key], strict=True)]
         assert result["per_image"][sample.key]["psnr"] == pytest.approx(np.mean(each))
     assert "fvd" in result["not_run"], "its package is none of the tests'"
+    named = evaluate(options.out, data="moving-scenes", condition="edges", judging=Judging(metrics=["psnr"]))
+    assert named["per_image"] == result["per_image"], "the names tell which scenes"
     with pytest.raises(LisaError, match=r"the protocol lisa is of pictures, these are clips.*--protocol own"):
         evaluate(options.out, run=text_run, judging=Judging(protocol="lisa"))
 
@@ -166,8 +168,15 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     assert np.array_equal(clips(one.out)[key], ours[key])
     other = replace(one, image=tmp_path / "frames" / "1.png")
     assert "was not made with these settings" in refuse(other), "the first frame is part of the stamp"
-    generate(replace(other, out=tmp_path / "other"))
+    said = []
+    generate(replace(other, out=tmp_path / "other"), said.append)
     assert not np.array_equal(clips(tmp_path / "other")[key], ours[key])
+    assert len(said) == 1, "as many frames as in training: nothing to remark"
+    (one.condition / "3.png").unlink()
+    (one.condition / "2.png").unlink()
+    generate(replace(one, out=tmp_path / "short"), said.append)
+    assert "1 of 1 conditions have fewer frames than the 3 of training: '0' has 2, and so will the clip" in said
+    assert len(list((tmp_path / "short" / key).iterdir())) == 2
 
 
 def test_the_commands_of_the_page_run(frame_run, tmp_path, monkeypatch):

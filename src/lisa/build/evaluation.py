@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from lisa.build.chosen import read_run
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import read_json
 from lisa.data.clips import clip_folder, holds_clips
-from lisa.data.samples import ByteArray, Sample, Source
+from lisa.data.images import SUFFIXES, image_size
+from lisa.data.layout import require_folder
+from lisa.data.samples import ByteArray, Sample, Source, Subset
+from lisa.data.scene_sources import MOVING_RATE
 from lisa.data.sources import MovingScenesSource, ScenesSource, check_source, open_source
 from lisa.data.transforms import PairedTransform
+from lisa.data.video import VIDEO_SUFFIXES, clip_info
 from lisa.evaluate import extras, protocols, published
 from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
@@ -66,7 +71,7 @@ def evaluate(
     Args:
         generated: the folder.
         run: judge against the held-out samples of this run, cropped as they were in training.
-        data: or against all samples of this source.
+        data: or against all samples of this source; of scenes, against those that the files are named after.
         condition: with ``data``, what the conditions are; with a ``run`` on several stacked conditions, which of them.
         size: with ``data``, the side of the pictures in pixels, or (height, width).
         count: only the first so many samples.
@@ -84,7 +89,7 @@ def evaluate(
     """
     judging = judging or Judging()
     height_width = (size, size) if isinstance(size, int) else size
-    source, name, transform = _opened(run, data, condition, height_width, judging)
+    source, name, transform = _opened(generated, run, data, condition, height_width, judging)
     first = source[0] if len(source) else None
     if first is not None and is_clip(first) and judging.protocol != OWN:
         raise LisaError(
@@ -195,7 +200,12 @@ class _Judge:
 
 
 def _opened(
-    run: str | Path | None, data: str | None, condition: str | None, size: tuple[int, int] | None, judging: Judging
+    generated: str | Path,
+    run: str | Path | None,
+    data: str | None,
+    condition: str | None,
+    size: tuple[int, int] | None,
+    judging: Judging,
 ) -> tuple[Source, str, PairedTransform | None]:
     """The samples, the condition's name, and what is done to the samples' pictures."""
     if (run is None) == (data is None):
@@ -214,15 +224,37 @@ def _opened(
     elif judging.protocol != OWN:
         published.find(judging.protocol, condition)
     if data in DRAWN:
-        source = open_source(f"{data}:{condition}", default_caption="")
-    else:
-        # Clips are judged whole: as many frames as there are.
-        clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
-        source = (
-            clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
-        )
-        check_source(source)
+        return _drawn(Path(generated), str(data), condition, size), condition, None
+    # Clips are judged whole: as many frames as there are.
+    clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
+    source = clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
+    check_source(source)
     return source, condition, None if size is None else PairedTransform(size)
+
+
+def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | None) -> Source:
+    """The scenes that the files are named after, as large as these; moving ones with as many frames."""
+    make = MovingScenesSource if kind == MovingScenesSource.kind else ScenesSource
+    moving, pattern = make is MovingScenesSource, re.compile(rf"{kind.removesuffix('s')}-(\d+)-(\d+)")
+    found: dict[tuple[int, int], Path] = {}
+    for file in require_folder(generated).iterdir():
+        name = pattern.fullmatch(file.stem)
+        if name and (file.is_dir() or file.suffix in VIDEO_SUFFIXES if moving else file.suffix in SUFFIXES):
+            found[int(name[1]), int(name[2])] = file
+    streams = sorted({stream for stream, _ in found})
+    if len(streams) != 1:
+        held = f"scenes of several streams ({', '.join(map(str, streams))})" if streams else f"none of {kind}"
+        remedy = f"Name files as the scenes are, of one stream: {make(None, 1, 1).keys[0]}"
+        raise LisaError(f"{str(generated)!r} holds {held}", remedy)
+    numbers = sorted(number for _, number in found)
+    one = found[streams[0], numbers[0]]
+    info = clip_info(one) if moving else None
+    height, width = size or (info.size if info is not None else image_size(one))
+    if height != width:
+        raise LisaError(f"{kind} are square, not {width}x{height} pixels", "Leave out --size, or judge square pictures")
+    options: dict[str, Any] = {} if info is None else {"frames": info.frames, "rate": info.rate or MOVING_RATE}
+    source = make(condition, streams[0], numbers[-1] + 1 - numbers[0], height, numbers[0], **options)
+    return Subset(source, [number - numbers[0] for number in numbers])
 
 
 def _one_of(conditions: Sequence[str], chosen: str | None) -> str:

@@ -16,7 +16,7 @@ from lisa.build.checks import check_float16, check_positions, choose_control_typ
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
 from lisa.build.memory import check_quantized
 from lisa.build.outputs import ClipFiles, Outputs, PictureFiles
-from lisa.build.requests import file_requests, held_out_requests, read_prompts
+from lisa.build.requests import file_requests, held_out_requests, read_prompts, shorter_clips
 from lisa.common.errors import LisaError, choose
 from lisa.common.files import write_json
 from lisa.data.folders import hash_file
@@ -77,8 +77,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     """Make the pictures, or clips, that are not there yet.
 
     Of a clip there are a folder of frames and an animation. Every picture carries a stamp of all that decides what it
-    looks like (networks, sampling, prompt, condition, seed).
-    One that was made otherwise is refused, so that a folder never mixes two kinds of pictures.
+    looks like (networks, sampling, prompt, condition, seed). One that was made otherwise is refused, so that a folder
+    never mixes two kinds of pictures.
 
     Returns:
         ``out``, ``made``, ``kept`` and ``settings``.
@@ -97,6 +97,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     dtype = _dtype(options.dtype, spec, runs)
     quantize = _quantize(options.quantize, dtype, model, runs, progress)
     requests = _requests(options, run, sides, spec.call)
+    if progress is not None and spec.call.clips and (note := shorter_clips(requests, sides)):
+        progress(note)
     outputs: Outputs = ClipFiles(options.out) if spec.call.clips else PictureFiles(options.out)
     scales = tuple(options.scale * side.weight for side in sides)
     settings: dict[str, Any] = {

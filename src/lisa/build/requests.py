@@ -143,6 +143,16 @@ def file_requests(
     return requests
 
 
+def shorter_clips(requests: Sequence[Request], sides: Sequence[ChosenSide]) -> str | None:
+    """What to say of conditions with fewer frames than a side network was trained on; None: nothing."""
+    trained = max((side.config.data.frames or 0 for side in sides if side.config is not None), default=0)
+    short = [request for request in requests if len(request.condition) < trained]
+    if not short:
+        return None
+    most = f"{len(short)} of {len(requests)} conditions have fewer frames than the {trained} of training"
+    return f"{most}: {short[0].key!r} has {len(short[0].condition)}, and so will the clip"
+
+
 def _load_clip(file: Path, data: DataSettings | None) -> tuple[ByteArray, float | None]:
     """The frames to take of a clip, and how many of them there are per second; None: nothing tells."""
     info, sampling = clip_info(file), None if data is None else parts.sampling_of(data)
