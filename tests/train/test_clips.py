@@ -17,6 +17,7 @@ from lisa.pairs import Prediction
 from lisa.processes.draws import Draws
 from lisa.processes.flow import RectifiedFlowProcess
 from lisa.train.batches import BatchPlan
+from lisa.train.caching import CHUNK
 from lisa.train.dataset import EncodedData, batches
 from lisa.train.held_out import HeldOutMeter
 
@@ -155,6 +156,41 @@ def test_shapes(tmp_path):
     assert list(batch.empty) == ["picture"], "the rest is the same in the unconditional pass"
     (batch,) = first(encode(ClipMain(), tmp_path, reads="latents"), 1)
     assert batch.condition.shape == (3, 6, 3, 4, 4) and batch.context["words"].shape == (3, 1)
+
+
+class Counted(LongClips):
+    """Tells which clips are read, in order; may break at one."""
+
+    def __init__(self, count, broken=None):
+        super().__init__(count)
+        self.read, self.broken = [], broken
+
+    def window(self, index, start):
+        if index == self.broken:
+            raise KeyboardInterrupt
+        self.read.append(index)
+        return super().window(index, start)
+
+
+def test_every_clip_is_read_once_for_all_caches(tmp_path):
+    """Latents, conditions and contexts, mirrored ones as well; after an interruption from where it was."""
+
+    def cache(folder, source):
+        source.read.clear()
+        torch.manual_seed(0)  # the fake's weights are its cache key
+        return encode(ClipMain("frame"), tmp_path / folder, source=source)
+
+    chunk = CHUNK // FRAMES
+    whole = Counted(2 * chunk + 1)
+    expected = first(cache("whole", whole))
+    assert whole.read == [0, *range(len(whole))], "the first one also tells how many frames there are"
+
+    broken = Counted(len(whole), broken=chunk + 1)
+    with pytest.raises(KeyboardInterrupt):
+        cache("halves", broken)
+    broken.broken = None
+    assert_equal(first(cache("halves", broken)), expected)
+    assert sorted({*broken.read} - {0}) == [*range(chunk, len(whole))], "the first chunk of all caches was there"
 
 
 def test_clips_are_encoded_few_at_a_time(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,6 +90,16 @@ class ArrayCache:
         Raises:
             LisaError: see :meth:`get_or_build`.
         """
+        for _ in self.steps(arrays, build, chunk=chunk):
+            pass
+        return {name: self.load(name, shape, kind) for name, (shape, kind) in arrays.items()}
+
+    def steps(self, arrays: Shapes, build: BuildAll, *, chunk: int = 64) -> Iterator[int]:
+        """The building of :meth:`get_or_build_all`, a chunk at a time: yields how many rows are done, before each.
+
+        Several caches over the same samples can so be built in step. Whoever does that with several at once takes them
+        in one order, as other processes do: each holds its lock until it is at its end or closed.
+        """
         if chunk < 1:
             raise LisaError(f"chunk is {chunk}, it must be at least 1")
         if self._missing(arrays):
@@ -97,8 +107,7 @@ class ArrayCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "building.lock"):
                     if missing := self._missing(arrays):  # still, if another process was waited for
-                        self._grow(missing, build, chunk)
-        return {name: self.load(name, shape, kind) for name, (shape, kind) in arrays.items()}
+                        yield from self._grow(missing, build, chunk)
 
     def _missing(self, arrays: Shapes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         return {name: (shape, np.dtype(kind)) for name, (shape, kind) in arrays.items() if not self.is_complete(name)}
@@ -130,7 +139,9 @@ class ArrayCache:
             )
         return array
 
-    def _grow(self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], build: BuildAll, chunk: int) -> None:
+    def _grow(
+        self, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], build: BuildAll, chunk: int
+    ) -> Iterator[int]:
         """Write what is missing, all arrays in step: from where the one that was left furthest behind goes on."""
         self._write_about()
         start = min(_whole_rows(self._partial(name), shape, kind) for name, (shape, kind) in arrays.items())
@@ -138,6 +149,7 @@ class ArrayCache:
         with ExitStack() as stack:
             files = {name: stack.enter_context(self._open(name, *kind, start)) for name, kind in arrays.items()}
             for first in range(start, count, chunk):
+                yield first
                 rows = slice(first, min(first + chunk, count))
                 values = build(rows)
                 for name, (shape, kind) in arrays.items():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,22 @@ def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], No
         LisaError: the disk has not enough space; nothing has been written then.
     """
     _check_space({item: job.store.missing_bytes(job.shapes) for item, job in jobs.items()}, folder, say)
-    return {item: job.store.get_or_build_all(job.shapes, job.build, chunk=job.chunk) for item, job in jobs.items()}
+    _build_in_step(jobs)
+    return {
+        item: {name: job.store.load(name, *kind) for name, kind in job.shapes.items()} for item, job in jobs.items()
+    }
+
+
+def _build_in_step(jobs: Mapping[str, CacheJob]) -> None:
+    """Of all jobs always the one that is furthest behind goes on: those over the same samples want each at one time."""
+    with ExitStack() as stack:
+        going = {item: job.store.steps(job.shapes, job.build, chunk=job.chunk) for item, job in jobs.items()}
+        for steps in going.values():
+            stack.callback(steps.close)
+        rows = {item: next(steps, None) for item, steps in going.items()}
+        while behind := {item: done for item, done in rows.items() if done is not None}:
+            item = min(behind, key=lambda item: behind[item])
+            rows[item] = next(going[item], None)
 
 
 def _check_space(sizes: Mapping[str, int], folder: Path, say: Callable[[str], None] | None) -> None:

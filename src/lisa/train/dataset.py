@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ class EncodedData:
         self._frames = (len(source[0].image),) if main.video else ()
         self._chunk = max(1, CHUNK // (self._frames or (1,))[0])  # samples that are encoded together
         self._cache = cache
+        self._kept: Callable[[int], Sample] | None = None
         framed = main.context_reads == "frame"
         self._contexts: Contexts = (
             FrameContexts(main, source, transform, self._sample, self.variants, self._chunk)
@@ -93,14 +96,8 @@ class EncodedData:
             else CaptionContexts(main, self.captions)
         )
         self._windows = transform.windows and not set(cached) - (set() if framed else {"text"})
-        jobs: dict[str, CacheJob] = {}
-        if "latents" in cached:
-            jobs["latents"] = self._moments_job()
-        if "conditions" in cached or (reads == "latents" and "latents" in cached):
-            jobs["conditions"] = self._conditions_job()
-        if "text" in cached:
-            jobs["text"] = self._contexts.job(cache)
-        arrays = run_jobs(jobs, cache, say)
+        with self._each_read_once():
+            arrays = run_jobs(self._jobs(cached), cache, say)
         self._moments = arrays["latents"]["moments"] if "latents" in arrays else None
         self._conditions = next(iter(arrays["conditions"].values())) if "conditions" in arrays else None
         self._contexts.arrays = arrays.get("text")
@@ -140,12 +137,32 @@ class EncodedData:
             empty={name: value.to(device) for name, value in self.empty.items()},
         )
 
+    def _jobs(self, cached: Sequence[str]) -> dict[str, CacheJob]:
+        """What is computed once, of ``cached``."""
+        jobs: dict[str, CacheJob] = {}
+        if "latents" in cached:
+            jobs["latents"] = self._moments_job()
+        if "conditions" in cached or (self.reads == "latents" and "latents" in cached):
+            jobs["conditions"] = self._conditions_job()
+        if "text" in cached:
+            jobs["text"] = self._contexts.job(self._cache)
+        return jobs
+
+    @contextmanager
+    def _each_read_once(self) -> Iterator[None]:
+        """While this runs, the samples of a chunk are kept, for all caches that are made of them."""
+        self._kept = lru_cache(maxsize=self._chunk)(self.source.__getitem__)
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _sample(self, index: int, mirrored: int, epoch: int = 0) -> Sample:
         """A sample as it is encoded."""
         if self._windows and isinstance(self.source, HasWindows):
             sample = self.source.window(index, self.transform.start(index, epoch, self.source.spare(index)))
         else:
-            sample = self.source[index]
+            sample = self.source[index] if self._kept is None else self._kept(index)
         image, condition = self._still(sample.image, sample.condition, index)
         assert condition is not None, "check_source refuses sources without conditions"
         if mirrored:
