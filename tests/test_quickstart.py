@@ -149,6 +149,7 @@ def test_the_stock_pipeline_runs_the_embedded_model(name):
 
 
 def test_the_stock_pipeline_goes_on_from_a_picture():
+    """With motion: shapes leave the places where they were."""
     frame = MovingScenesSource(None, 0, 1, 32, 0, 8, 8.0)[0].image[0]
     made = stock("tiny-svd")(
         Image.fromarray(frame), height=32, width=32, fps=8, generator=torch.manual_seed(0), output_type="np"
@@ -156,6 +157,8 @@ def test_the_stock_pipeline_goes_on_from_a_picture():
     assert made.shape == (8, 32, 32, 3)
     errors = [float(np.abs(clip - frame / 255).mean()) for clip in (made[0], np.full_like(made[0], 0.5))]
     assert errors[0] < 0.25 * errors[1]  # it begins with that picture
+    changes = np.abs(made - made[:1]).mean((1, 2, 3))
+    assert 0.01 < changes[-1] < errors[1] and changes[-1] > 1.5 * changes[1]
 
 
 def test_every_embedded_model_is_named_where_people_look():

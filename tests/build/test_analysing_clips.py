@@ -9,7 +9,7 @@ from PIL import Image
 
 import lisa
 import runs
-from conformance import tiny_wan
+from conformance import tiny_animatediff, tiny_svd, tiny_wan
 from lisa.build.analysis.features import _as_film
 from lisa.build.analysis.film import film, picture_film
 from lisa.common.runfolder import RunFolder
@@ -19,7 +19,7 @@ from lisa.sides.base import SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings, save_settings
 
-FRAMES, LATENT_FRAMES = 5, 2
+FRAMES = 5
 
 
 def test_frames_lie_side_by_side():
@@ -49,35 +49,47 @@ def test_pictures_for_latent_frames_are_means_of_their_frames():
     np.testing.assert_allclose(few[:, 3:], clip[1:].mean(0), atol=0.5)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+#: Pair -> its tiny model, latent frames of the clips, and the side network's size where it can be chosen.
+FAMILIES = {
+    "wan-vace": (tiny_wan.make_folder, 2, SideOptions(depth=2)),
+    "svd-controlnet": (tiny_svd.make_folder, FRAMES, SideOptions()),
+    "animatediff-controlnet": (tiny_animatediff.make_folder, FRAMES, SideOptions()),
+}
+
+
+def random_run(root, pair, model, options, seed=0):
     """A random side network in a run folder."""
-    root = tmp_path_factory.mktemp("wan")
     clips = {"data__source": "moving-scenes", "data__frames": FRAMES, "data__scenes": 16, "data__held_out": 8}
-    raw = runs.settings(root / "run", tiny_wan.make_folder(root / "model"), **clips, align__enabled=False)
-    raw["model"]["pair"] = "wan-vace"
+    raw = runs.settings(root, model, **clips, align__enabled=False)
+    raw["model"]["pair"] = pair
     config = check_settings(TrainConfig, raw)
-    spec = pair_spec("wan-vace")
-    torch.manual_seed(0)
-    side = spec.make_side(spec.load_main(str(root / "model")), SideOptions(depth=2))
+    spec = pair_spec(pair)
+    torch.manual_seed(seed)
+    side = spec.make_side(spec.load_main(str(model)), options)
     for module in side.zero_modules():
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    (root / "run").mkdir()
-    save_settings(config, RunFolder(root / "run").config)
-    side.save(RunFolder(root / "run").side_network)
-    return root / "run"
+    root.mkdir()
+    save_settings(config, RunFolder(root).config)
+    side.save(RunFolder(root).side_network)
+    return root
 
 
-def test_an_analysis_of_a_run_on_clips(run):
-    result = lisa.analyse(run, levels=1)
+@pytest.mark.parametrize("pair", FAMILIES)
+def test_an_analysis_of_a_run_on_clips(pair, tmp_path):
+    """Against another network of the same kind."""
+    make, latent_frames, options = FAMILIES[pair]
+    model = make(tmp_path / "model")
+    run, other = (random_run(tmp_path / name, pair, model, options, seed) for seed, name in enumerate(("run", "other")))
+    result = lisa.analyse(run, against=other, levels=1)
     assert result["samples"] == 8 and [layer["name"] for layer in result["layers"]]
     for each in result["by_level"]:
-        assert each["run"]["r2"]["noise"]["value"] is not None
-        total = each["run"]["total"]
-        assert total["noise"]["value"] > 0 and total["condition"]["value"] > 0
+        for name in ("run", "against"):
+            assert each[name]["r2"]["noise"]["value"] is not None
+            total = each[name]["total"]
+            assert total["noise"]["value"] > 0 and total["condition"]["value"] > 0
     (name,) = [name for name in result["pictures"] if name.startswith("features-run")]
     picture = Image.open(run / "analysis" / name)
-    columns = 1 + len(result["layers"])
-    scale = picture.width // (columns * LATENT_FRAMES * 32)
-    assert picture.width == (columns * (LATENT_FRAMES * 32 + 4) - 4) * scale
+    columns = 1 + min(len(result["layers"]), 8)
+    scale = picture.width // (columns * latent_frames * 32)
+    assert picture.width == (columns * (latent_frames * 32 + 4) - 4) * scale

@@ -10,8 +10,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import lisa
@@ -65,10 +67,12 @@ def test_training_on_clips(name, folders, tmp_path):
     assert len(list(run.read_events("held_out"))) >= 2
 
     fidelity = summary["fidelity"]
-    assert fidelity["samples"] == 2 and fidelity["protocol"] == "scenes/edges/frames" and fidelity["gain"]
-    assert {"flicker", "warping_error"} <= fidelity["metrics"].keys() and fidelity["metrics"]["flicker"]["with"][
-        "low"
-    ] >= 0
+    assert fidelity["samples"] == 2 and fidelity["protocol"] == "scenes/edges/frames"
+    between = [fidelity["metrics"][metric]["with"] for metric in ("flicker", "warping_error")]
+    for interval in (fidelity["with"], *between):
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+    gain = fidelity["with"]["value"] - fidelity["without"]["value"]
+    assert fidelity["gain"]["value"] == pytest.approx(gain)
     readings = list(run.read_events("fidelity"))
     assert [reading["step"] for reading in readings] == [2] and (out / "best").is_dir()
     assert summary["best"]["fidelity"]["value"] == readings[0]["edges"]["value"]
@@ -92,6 +96,25 @@ def test_training_on_clips(name, folders, tmp_path):
     assert (out / "side_network" / "samples.webp").read_bytes() == (out / "samples" / drawn["animation"]).read_bytes()
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_zero_cost_of_what_is_given_away(name, folders, tmp_path):
+    """With alignment and without it: the same files, keys, shapes, types and configuration; other weights."""
+    found = {}
+    for arm, enabled in (("lisa", True), ("plain", False)):
+        raw = settings(tmp_path / arm, name, folders(name), align__enabled=enabled, sample__count=1)
+        lisa.train(raw, quiet=True)
+        folder = tmp_path / arm / "side_network"
+        weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+        files = sorted(file.name for file in folder.iterdir())
+        found[arm] = (files, (folder / "config.json").read_text(), weights)
+    assert found["lisa"][:2] == found["plain"][:2]
+    ours, theirs = found["lisa"][2], found["plain"][2]
+    assert [(key, value.shape, value.dtype) for key, value in ours.items()] == [
+        (key, value.shape, value.dtype) for key, value in theirs.items()
+    ]
+    assert any(not torch.equal(ours[key], theirs[key]) for key in ours), "alignment did train otherwise"
+
+
 def shown_size(layout, columns, rows, scale=2, size=32):
     """Width and height of an animation of square clips that lie as the layout says."""
     width = columns * (scale * size + layout["gap"]) - layout["gap"]
@@ -110,12 +133,20 @@ def check_sheet(out, sheet, layout):
             assert np.array_equal(sheet[layout["head"] :, left:][:64:2, :64:2], frame)
 
 
-def test_interrupted_is_uninterrupted(folders, tmp_path, monkeypatch):
-    """With contexts of first frames, and pixels, that are encoded on the way."""
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("svd-controlnet", {"data__cache": []}),  # first frames, and pixels, are encoded on the way
+        ("svd-controlnet", {"train__mixed_precision": "bf16"}),
+        ("wan-vace", {}),
+        ("animatediff-controlnet", {}),
+    ],
+)
+def test_interrupted_is_uninterrupted(name, changes, folders, tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
 
     def raw(out, **more):
-        return settings(out, "svd-controlnet", folders("svd-controlnet"), data__cache=[], **more)
+        return settings(out, name, folders(name), **changes, **more)
 
     lisa.train(raw(whole), quiet=True)
     with monkeypatch.context() as patch:

@@ -27,6 +27,7 @@ from lisa.common.errors import LisaError
 from lisa.data.images import save_png
 from lisa.data.video import ClipInfo, read_frames
 from lisa.pairs import pair_spec
+from videos import write_video
 
 FRAMES = 3
 FAST = {"steps": 1, "guidance": 1.0}
@@ -177,6 +178,30 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     generate(replace(one, out=tmp_path / "short"), said.append)
     assert "1 of 1 conditions have fewer frames than the 3 of training: '0' has 2, and so will the clip" in said
     assert len(list((tmp_path / "short" / key).iterdir())) == 2
+
+
+def test_a_video_as_condition_and_a_video_that_is_judged(frame_run, tmp_path):
+    """Its frames are what a folder of the same frames gives, at the rate that it tells."""
+    (sample, _) = held_out(frame_run)
+    video = write_video(tmp_path / "a.mp4", list(sample.condition), rate=12)
+    save_png(sample.image[0], tmp_path / "first.png")
+    for number, frame in enumerate(read_frames(video, range(FRAMES))):
+        save_png(frame, tmp_path / "frames" / "a" / f"{number}.png")
+    made = {}
+    for name, given in (("video", video), ("folder", tmp_path / "frames" / "a")):
+        out = tmp_path / name
+        options = GenerateOptions(run=frame_run, condition=given, image=tmp_path / "first.png", out=out, **FAST)
+        assert generate(options)["made"] == 1
+        (made[name],) = clips(out).values()
+    assert np.array_equal(made["video"], made["folder"])
+
+    (tmp_path / "videos").mkdir()
+    for each in held_out(frame_run):
+        file = write_video(tmp_path / "videos" / f"{each.key}.mp4", list(each.image), rate=12)
+        for number, frame in enumerate(read_frames(file, range(FRAMES))):
+            save_png(frame, tmp_path / "folders" / each.key / f"{number}.png")
+    judged = [evaluate(tmp_path / name, run=frame_run)["per_image"] for name in ("videos", "folders")]
+    assert judged[0] == judged[1]
 
 
 def test_the_commands_of_the_page_run(frame_run, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+from conformance import tiny_svd
 from lisa.common.errors import LisaError
 from lisa.core.injecting import injected
 
@@ -58,6 +59,33 @@ def test_the_bits_of_the_arguments(unet, size, change):
     assert all(bool(gradient.any()) for gradient in ours[1:])
     with torch.no_grad():
         assert not torch.allclose(unet(*given).sample, ours[0], atol=1e-2), "the residuals do something"
+
+
+def test_every_residual_arrives_once_in_a_unet_over_space_and_time():
+    """It takes no residuals as arguments: what its up blocks are given, with and without."""
+    unet, generator = tiny_svd.make_unet().eval(), torch.Generator().manual_seed(0)
+    clip, frame = torch.randn(2, 3, 8, 8, 8, generator=generator), torch.randn(2, 1, 32, generator=generator)
+    given = (clip, torch.tensor([0.5, 1.0]), frame, torch.tensor([[7.0, 127.0, 0.02]] * 2))
+
+    def entered():
+        """Skip connections in the order of the down blocks, and what comes from the middle block."""
+        seen = []
+        keep = lambda _block, _args, kwargs: seen.append(kwargs)  # noqa: E731
+        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in unet.up_blocks]
+        with torch.no_grad():
+            unet(*given)
+        for hook in hooks:
+            hook.remove()
+        return [state for each in reversed(seen) for state in each["res_hidden_states_tuple"]], seen[0]["hidden_states"]
+
+    skips, middle = entered()
+    assert len(skips) == 6
+    values = torch.arange(1.0, 8.0).tolist()
+    down = [torch.full_like(state, value) for state, value in zip(skips, values[:-1], strict=True)]
+    with injected(unet, down, torch.full_like(middle, values[-1])):
+        with_control = entered()
+    for value, before, after in zip(values, [*skips, middle], [*with_control[0], with_control[1]], strict=True):
+        torch.testing.assert_close(after - before, torch.full_like(before, value))
 
 
 def test_nothing_stays_behind(unet):

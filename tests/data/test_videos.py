@@ -16,6 +16,7 @@ from lisa.data.clips import Sampling, clip_folder
 from lisa.data.prepare import prepare
 from lisa.data.sources import check_source, open_source
 from lisa.data.video import clip_info, iter_frames, read_frames
+from videos import write_video
 
 ALL = Sampling(4)
 
@@ -23,22 +24,6 @@ ALL = Sampling(4)
 @pytest.fixture
 def root(tmp_path):
     return two_clips(tmp_path / "data")
-
-
-def write_video(path, frames, rate=12, codec="mpeg4", turned=0, **options):
-    import av
-
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate, stream.gop_size = 4_000_000, 12
-        if turned:
-            stream.set_display_rotation(turned)
-        for each in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(each, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def grey(number, height=32, width=48):

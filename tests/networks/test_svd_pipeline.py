@@ -48,7 +48,8 @@ IMAGE, CONDITION = picture(0), [picture(10 + i) for i in range(FRAMES)]
 def sample(pipeline, *arguments, **options):
     given = {"num_inference_steps": 2, "max_guidance_scale": 2.0, "output_type": "pt"}
     given["generator"] = torch.Generator().manual_seed(SEED)
-    return pipeline(*(arguments or (IMAGE, CONDITION)), **{**given, **options}).frames
+    made = pipeline(*(arguments or (IMAGE, CONDITION)), **{**given, **options})
+    return made if options.get("return_dict") is False else made.frames
 
 
 def test_several_clips_of_several_pictures_are_each_picture_s_own(pipeline):
@@ -153,6 +154,7 @@ def test_conditions_in_every_form_and_frames_in_chunks(pipeline):
     expected = sample(pipeline, num_inference_steps=1, output_type="latent")
     for given in (tensor, tensor[None], [CONDITION]):
         assert torch.equal(sample(pipeline, IMAGE, given, num_inference_steps=1, output_type="latent"), expected)
+    assert torch.equal(sample(pipeline, num_inference_steps=1, output_type="latent", return_dict=False), expected)
     lengths = []
     own = pipeline.vae.decode
     pipeline.vae.decode = lambda latents, num_frames: lengths.append(num_frames) or own(latents, num_frames)

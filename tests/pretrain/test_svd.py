@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_the_stock_pipeline_loads_and_runs_the_folder(pipe):
     frame = make_moving_scene(0, 1).at(0).image(16)
     clip = pipe(Image.fromarray(frame), height=16, width=16, num_inference_steps=1, output_type="np").frames[0]
     assert clip.shape == (3, 16, 16, 3)
+
+
+@pytest.mark.parametrize("which", ["made", "embedded"])
+def test_classes_are_named_as_published_folders_name_them(made, which):
+    """Also of the image processor, which other versions of transformers know by this name alone."""
+    folder = made if which == "made" else Path(lisa.zoo.path("tiny-svd"))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert {name: kind for name, (_, kind) in index.items() if not name.startswith("_")} == {
+        "feature_extractor": "CLIPImageProcessor",
+        "image_encoder": "CLIPVisionModelWithProjection",
+        "scheduler": "EulerDiscreteScheduler",
+        "unet": "UNetSpatioTemporalConditionModel",
+        "vae": "AutoencoderKLTemporalDecoder",
+    }
 
 
 def test_large_weights_are_stored_as_half(made):

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lisa.common.files import atomic_dir, write_json
+from lisa.common.files import atomic_dir, read_json, write_json
 from lisa.common.runfolder import RunFolder
 from lisa.train import callbacks as cb
 from lisa.train.checkpoint import Checkpoints
@@ -81,9 +81,23 @@ def save_model(config: PretrainConfig, run_folder: RunFolder, pipeline: Any, fin
                 network.half()
     with atomic_dir(final) as folder:
         pipeline.save_pretrained(folder)
+        name_image_processors(folder)
     curve = [
         {name: event[name] for name in ("step", "kind", "mse", "psnr") if name in event}
         for event in run_folder.read_events()
         if event["kind"].startswith("held_out")
     ]
     write_json(run_folder.summary, {"config": json.loads(config.model_dump_json()), "held_out": curve})
+
+
+def name_image_processors(folder: Path) -> None:
+    """Name image processors in a pipeline's folder as published folders do.
+
+    transformers 5 makes one by another class where torchvision is not installed; transformers 4 does not know its name.
+    """
+    file = folder / "model_index.json"
+    index = read_json(file)
+    for entry in index.values():
+        if isinstance(entry, list) and entry[0] == "transformers":
+            entry[1] = entry[1].removesuffix("Pil")
+    write_json(file, index)
