@@ -61,6 +61,11 @@ def test_the_picture_has_six_rows_of_four_columns(done):
     assert str(picture.relative_to(out.parent.parent)) in text
 
 
+def test_it_fits_a_terminal(done):
+    _, text = done
+    assert max(map(len, text.split("import lisa\n")[0].splitlines())) <= 80
+
+
 def test_the_printed_lines_load_the_side_network(done, monkeypatch):
     out, text = done
     lines = text[text.index("import lisa\n") :].split("\n\nlook at")[0]

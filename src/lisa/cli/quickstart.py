@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,10 @@ _MODELS = {
 
 def _introduction(model: str, condition: str, steps: int, plain: bool) -> str:
     how = "without alignment (the baseline)" if plain else "with likelihood score alignment"
-    return (
-        f"{_MODELS[model]} of coloured shapes, gets a ControlNet for\n'{condition}'. "
-        f"It is trained for {steps} steps {how}.\n"
-        "control gain: share of the prior's error that the side network removes (0: it does nothing).\n"
-        "held-out gap: how much of that is owed to the right condition rather than to any condition.\n"
+    lines = (
+        f"{_MODELS[model]} of coloured shapes, gets a ControlNet for '{condition}'. "
+        f"It is trained for {steps} steps {how}.",
+        "control gain: share of the prior's error that the side network removes (0: it does nothing).",
+        "held-out gap: how much of that is owed to the right condition rather than to any condition.",
     )
+    return "\n".join(map(textwrap.fill, lines)) + "\n"
