@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 #: Condition -> steps, and steps between held-out readings: sparse strokes are learnt late.
 CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 50), "lowres": (400, 25)}
 #: The same where a model differs: readings of clips cost as many pictures as they have frames.
-OTHERWISE = {("tiny-svd", "edges"): (400, 40)}
+OTHERWISE = {("tiny-svd", "edges"): (400, 50)}
 #: The plain arm's best rate where it is not the file's (docs/evidence.md).
 RATES = {("tiny-sd3", "skeleton"): 7e-4}
 #: The preset of the trainer without alignment: what is owed to the start of the condition embedding alone.

@@ -38,7 +38,8 @@ QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
         "model": {"pair": "svd-controlnet", "log_sigma": [0.0, 1.5]},  # the noise levels that it was pretrained with
         "data": {"source": "moving-scenes", "frames": 8, "size": 32, "held_out": 32},
         "align": {"layer": "down.3"},  # one layer per level: the last at half the latent's size, as down.5 of tiny-sd
-        "train": {"batch_size": 4},
+        "train": {"steps": 1_200, "batch_size": 4},
+        "log": {"held_out_every": 100, "samples_every": 600, "checkpoint_every": 600},
         "sample": {"count": 24},
     },
 }
