@@ -8,9 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
+import lisa
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,6 +118,9 @@ def test_the_readme_quotes_the_recorded_quickstart(name):
     """The figures are those of the recorded runs (one drew the picture), and each run's intervals lie apart."""
     result = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))
     assert f"benchmarks/results/{name}.json" in README
+    network = lisa.zoo.path(result["model"])
+    (weights,) = [file for part in ("unet", "transformer") for file in Path(network, part).glob("*.safetensors")]
+    assert sha256(weights.read_bytes()).hexdigest() == result["network_sha256"], "figures of other weights"
     fidelity = result["fidelity"]
     assert result["condition_gap"]["low"] > 0 and fidelity["with"]["low"] > fidelity["without"]["high"]
     for interval in (fidelity["without"], fidelity["with"], result["condition_gap"]):
