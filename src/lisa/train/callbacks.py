@@ -110,7 +110,7 @@ class Progress(Callback):
         elif training.accelerator.is_main_process and (step % self.every == 0 or step == training.total_steps):
             began, first = self._started
             left = (time.monotonic() - began) / (step - first) * (training.total_steps - step)
-            line = f"{self.label}  step {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left"
+            line = f"{self.label} {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left"
             print(line, file=sys.stderr, flush=True)
 
     def on_exit(self, training: Training) -> None:
