@@ -254,6 +254,7 @@ def test_generated_scenes_are_judged_by_their_names(made, finished_run, tmp_path
     """Without the run: the names tell the stream and the numbers, the pictures their size."""
     by_run, by_name = (evaluate(made[0].out, **where) for where in ({"run": finished_run}, DRAWN_EDGES))
     assert by_name["per_image"] == by_run["per_image"] and by_name["samples"] == 4
+    assert "judged are the 4 scenes that there are files of; --run tells which ought to be" in by_name["notes"]
     name = sorted(by_name["per_image"])[0]
     shutil.copytree(made[0].out, tmp_path / "two")
     shutil.copy(made[0].out / f"{name}.png", tmp_path / "two" / "scene-7-0000001.png")

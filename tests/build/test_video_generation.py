@@ -176,16 +176,16 @@ def test_conditions_and_first_frames_that_are_given(frame_run, tmp_path):
     (one.condition / "3.png").unlink()
     (one.condition / "2.png").unlink()
     generate(replace(one, out=tmp_path / "short"), said.append)
-    assert "1 of 1 conditions have fewer frames than the 3 of training: '0' has 2, and so will the clip" in said
+    assert "1 of 1 conditions give fewer frames than the 3 of training: '0' gives 2, and so many will be made" in said
     assert len(list((tmp_path / "short" / key).iterdir())) == 2
 
 
 def test_a_video_as_condition_and_a_video_that_is_judged(frame_run, tmp_path):
-    """Its frames are what a folder of the same frames gives, at the rate that it tells."""
+    """It gives what a folder of its frames gives: of 24 per second every second one, the run's rate being 12."""
     (sample, _) = held_out(frame_run)
-    video = write_video(tmp_path / "a.mp4", list(sample.condition), rate=12)
+    video = write_video(tmp_path / "a.mp4", [each for each in sample.condition for _ in range(2)], rate=24)
     save_png(sample.image[0], tmp_path / "first.png")
-    for number, frame in enumerate(read_frames(video, range(FRAMES))):
+    for number, frame in enumerate(read_frames(video, range(0, 2 * FRAMES, 2))):
         save_png(frame, tmp_path / "frames" / "a" / f"{number}.png")
     made = {}
     for name, given in (("video", video), ("folder", tmp_path / "frames" / "a")):
@@ -202,6 +202,18 @@ def test_a_video_as_condition_and_a_video_that_is_judged(frame_run, tmp_path):
             save_png(frame, tmp_path / "folders" / each.key / f"{number}.png")
     judged = [evaluate(tmp_path / name, run=frame_run)["per_image"] for name in ("videos", "folders")]
     assert judged[0] == judged[1]
+    named = evaluate(tmp_path / "videos", data="moving-scenes", condition="edges")
+    assert named["per_image"] == judged[0], "at the rate that the videos tell"
+    assert f"judged are the {len(judged[0])} scenes at 12 frames per second" in named["notes"][-1]
+    still_8 = evaluate(tmp_path / "folders", data="moving-scenes", condition="edges")
+    assert still_8["per_image"] != judged[0] and "at 8 frames per second" in still_8["notes"][-1]
+    generate(GenerateOptions(run=frame_run, out=tmp_path / "told", **FAST))
+    told = evaluate(tmp_path / "told", data="moving-scenes", condition="edges")
+    assert told["per_image"] == evaluate(tmp_path / "told", run=frame_run)["per_image"], "settings.json tells the rate"
+    for frame in (tmp_path / "folders" / sorted(judged[0])[0]).iterdir():
+        frame.unlink()
+    rest = evaluate(tmp_path / "folders", data="moving-scenes", condition="edges")
+    assert rest["samples"] == len(judged[0]) - 1, "an empty folder is no clip"
 
 
 def test_the_commands_of_the_page_run(frame_run, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_classes_are_named_as_published_folders_name_them(made, which):
     """Also of the image processor, which other versions of transformers know by this name alone."""
     folder = made if which == "made" else Path(lisa.zoo.path("tiny-svd"))
     index = json.loads((folder / "model_index.json").read_text())
-    assert {name: kind for name, (_, kind) in index.items() if not name.startswith("_")} == {
+    assert {name: entry[1] for name, entry in index.items() if not name.startswith("_")} == {
         "feature_extractor": "CLIPImageProcessor",
         "image_encoder": "CLIPVisionModelWithProjection",
         "scheduler": "EulerDiscreteScheduler",

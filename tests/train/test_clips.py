@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from lisa.common.errors import LisaError
+from lisa.data.cache import ArrayCache
 from lisa.data.samples import Sample, content_hash
 from lisa.data.sources import MovingScenesSource
 from lisa.data.transforms import PairedTransform
@@ -17,7 +21,7 @@ from lisa.pairs import Prediction
 from lisa.processes.draws import Draws
 from lisa.processes.flow import RectifiedFlowProcess
 from lisa.train.batches import BatchPlan
-from lisa.train.caching import CHUNK
+from lisa.train.caching import CHUNK, CacheJob, run_jobs
 from lisa.train.dataset import EncodedData, batches
 from lisa.train.held_out import HeldOutMeter
 
@@ -191,6 +195,35 @@ def test_every_clip_is_read_once_for_all_caches(tmp_path):
     broken.broken = None
     assert_equal(first(cache("halves", broken)), expected)
     assert sorted({*broken.read} - {0}) == [*range(chunk, len(whole))], "the first chunk of all caches was there"
+
+
+def test_a_cache_that_fails_leaves_the_others_resumable_and_no_lock(tmp_path):
+    rows, full = [], [True]
+
+    def count(part):
+        rows.append(part.start)
+        return {"numbers": np.arange(part.start, part.stop)}
+
+    def fail(part):
+        if full[0] and part.start:
+            raise OSError(errno.ENOSPC, "no space left")
+        return count(part)
+
+    def build():
+        jobs = {
+            name: CacheJob(ArrayCache(tmp_path, name), {"numbers": ((6,), np.int64)}, each, chunk=2)
+            for name, each in (("first", count), ("second", fail))
+        }
+        return run_jobs(jobs, tmp_path)
+
+    with pytest.raises(LisaError, match="no space"):
+        build()
+    assert rows == [0, 0, 2]
+    full[0] = False
+    with ThreadPoolExecutor(1) as elsewhere:
+        arrays = elsewhere.submit(build).result(timeout=30)
+    assert rows == [0, 0, 2, 2, 4, 4], "what was done is not done again"
+    assert all(np.array_equal(arrays[name]["numbers"], np.arange(6)) for name in ("first", "second"))
 
 
 def test_clips_are_encoded_few_at_a_time(tmp_path):

@@ -19,7 +19,7 @@ from lisa.data.samples import ByteArray, Sample, Source, Subset
 from lisa.data.scene_sources import MOVING_RATE
 from lisa.data.sources import MovingScenesSource, ScenesSource, check_source, open_source
 from lisa.data.transforms import PairedTransform
-from lisa.data.video import VIDEO_SUFFIXES, clip_info
+from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files
 from lisa.evaluate import extras, protocols, published
 from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
@@ -98,8 +98,12 @@ def evaluate(
     judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
     images, samples = read_folder(generated, source, indices=indices, size=height_width)
-    settings = Path(generated) / "settings.json"
-    return judge(images, samples, transform, read_json(settings) if settings.is_file() else None)
+    result = judge(images, samples, transform, _settings_of(Path(generated)))
+    if data in DRAWN:
+        at = "" if samples[0].rate is None else f" at {samples[0].rate:g} frames per second"
+        there = f"judged are the {len(source)} scenes{at} that there are files of"
+        result["notes"].append(f"{there}; --run tells which ought to be")
+    return result
 
 
 class _Judge:
@@ -239,7 +243,8 @@ def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | N
     found: dict[tuple[int, int], Path] = {}
     for file in require_folder(generated).iterdir():
         name = pattern.fullmatch(file.stem)
-        if name and (file.is_dir() or file.suffix in VIDEO_SUFFIXES if moving else file.suffix in SUFFIXES):
+        clip = frame_files(file) if file.is_dir() else file.suffix in VIDEO_SUFFIXES
+        if name and (clip if moving else file.suffix in SUFFIXES):
             found[int(name[1]), int(name[2])] = file
     streams = sorted({stream for stream, _ in found})
     if len(streams) != 1:
@@ -252,9 +257,16 @@ def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | N
     height, width = size or (info.size if info is not None else image_size(one))
     if height != width:
         raise LisaError(f"{kind} are square, not {width}x{height} pixels", "Leave out --size, or judge square pictures")
-    options: dict[str, Any] = {} if info is None else {"frames": info.frames, "rate": info.rate or MOVING_RATE}
+    told = (_settings_of(generated) or {}).get("rate")  # else what the video tells
+    options = {} if info is None else {"frames": info.frames, "rate": told or info.rate or MOVING_RATE}
     source = make(condition, streams[0], numbers[-1] + 1 - numbers[0], height, numbers[0], **options)
     return Subset(source, [number - numbers[0] for number in numbers])
+
+
+def _settings_of(generated: Path) -> dict[str, Any] | None:
+    """How the pictures were made, where that is told."""
+    file = generated / "settings.json"
+    return read_json(file) if file.is_file() else None
 
 
 def _one_of(conditions: Sequence[str], chosen: str | None) -> str:

@@ -97,8 +97,6 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     dtype = _dtype(options.dtype, spec, runs)
     quantize = _quantize(options.quantize, dtype, model, runs, progress)
     requests = _requests(options, run, sides, spec.call)
-    if progress is not None and spec.call.clips and (note := shorter_clips(requests, sides)):
-        progress(note)
     outputs: Outputs = ClipFiles(options.out) if spec.call.clips else PictureFiles(options.out)
     scales = tuple(options.scale * side.weight for side in sides)
     settings: dict[str, Any] = {
@@ -120,9 +118,13 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     if todo:
         weights = Weights(getattr(torch, dtype), quantize)
         pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, weights)
+        if progress is not None and spec.call.clips and (note := shorter_clips(todo, sides)):
+            progress(note)
         pipeline.to(_device())
         fast_scheduler(pipeline)
-        write_json(options.out / "settings.json", settings)
+        rates = {request.rate for request in requests} if spec.call.clips else set()
+        told = {"rate": rates.pop()} if len(rates) == 1 else {}
+        write_json(options.out / "settings.json", {**settings, **told})
         sampler = SamplerSettings(options.steps, options.guidance, _one_or_all(scales, tuple), options.batch)
         for number, (request, made) in enumerate(sample_requests(pipeline, todo, sampler, call), start=1):
             outputs.write(request, made, stamps[request.key])

@@ -144,13 +144,14 @@ def file_requests(
 
 
 def shorter_clips(requests: Sequence[Request], sides: Sequence[ChosenSide]) -> str | None:
-    """What to say of conditions with fewer frames than a side network was trained on; None: nothing."""
-    trained = max((side.config.data.frames or 0 for side in sides if side.config is not None), default=0)
-    short = [request for request in requests if len(request.condition) < trained]
+    """What to say where conditions give fewer frames than the side network that they are cut for was trained on."""
+    trained = (sides[0].config.data.frames if sides[0].config is not None else None) or 0
+    frames = {request.key: min(map(len, request.conditions)) for request in requests}
+    short = [key for key, count in frames.items() if count < trained]
     if not short:
         return None
-    most = f"{len(short)} of {len(requests)} conditions have fewer frames than the {trained} of training"
-    return f"{most}: {short[0].key!r} has {len(short[0].condition)}, and so will the clip"
+    most = f"{len(short)} of {len(requests)} conditions give fewer frames than the {trained} of training"
+    return f"{most}: {short[0]!r} gives {frames[short[0]]}, and so many will be made"
 
 
 def _load_clip(file: Path, data: DataSettings | None) -> tuple[ByteArray, float | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,7 +94,7 @@ class ArrayCache:
             pass
         return {name: self.load(name, shape, kind) for name, (shape, kind) in arrays.items()}
 
-    def steps(self, arrays: Shapes, build: BuildAll, *, chunk: int = 64) -> Iterator[int]:
+    def steps(self, arrays: Shapes, build: BuildAll, *, chunk: int = 64) -> Generator[int, None, None]:
         """The building of :meth:`get_or_build_all`, a chunk at a time: yields how many rows are done, before each.
 
         Several caches over the same samples can so be built in step. Whoever does that with several at once takes them

@@ -26,12 +26,16 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class CacheJob:
-    """Arrays that are computed together: where they are kept, their shapes, and what computes some rows of them."""
+    """Arrays that are computed together: where they are kept, their shapes, and what computes some rows of them.
+
+    ``of_samples``: a row is a sample; else, say, a caption that many of them share.
+    """
 
     store: ArrayCache
     shapes: Shapes
     build: BuildAll
     chunk: int = CHUNK  # rows that are computed at a time
+    of_samples: bool = True
 
 
 def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], None] | None = None) -> dict[str, Arrays]:
@@ -46,22 +50,28 @@ def run_jobs(jobs: Mapping[str, CacheJob], folder: Path, say: Callable[[str], No
         LisaError: the disk has not enough space; nothing has been written then.
     """
     _check_space({item: job.store.missing_bytes(job.shapes) for item, job in jobs.items()}, folder, say)
-    _build_in_step(jobs)
+    _build_in_step([job for job in jobs.values() if job.of_samples])
+    for job in jobs.values():
+        if not job.of_samples:
+            _build_in_step([job])
     return {
         item: {name: job.store.load(name, *kind) for name, kind in job.shapes.items()} for item, job in jobs.items()
     }
 
 
-def _build_in_step(jobs: Mapping[str, CacheJob]) -> None:
-    """Of all jobs always the one that is furthest behind goes on: those over the same samples want each at one time."""
+def _build_in_step(jobs: Sequence[CacheJob]) -> None:
+    """Of all jobs always the one that is furthest behind goes on, so that they want the same samples at one time.
+
+    Every process takes them in the same order, so that none waits for another that waits for it.
+    """
     with ExitStack() as stack:
-        going = {item: job.store.steps(job.shapes, job.build, chunk=job.chunk) for item, job in jobs.items()}
-        for steps in going.values():
+        going = [job.store.steps(job.shapes, job.build, chunk=job.chunk) for job in jobs]
+        for steps in going:
             stack.callback(steps.close)
-        rows = {item: next(steps, None) for item, steps in going.items()}
-        while behind := {item: done for item, done in rows.items() if done is not None}:
-            item = min(behind, key=lambda item: behind[item])
-            rows[item] = next(going[item], None)
+        rows = [next(steps, None) for steps in going]
+        while behind := [(done, number) for number, done in enumerate(rows) if done is not None]:
+            _, number = min(behind)
+            rows[number] = next(going[number], None)
 
 
 def _check_space(sizes: Mapping[str, int], folder: Path, say: Callable[[str], None] | None) -> None:

@@ -65,7 +65,7 @@ class CaptionContexts:
         shapes = {
             name: ((len(different), *example.shape[1:]), to_array(example).dtype) for name, example in examples.items()
         }
-        return CacheJob(ArrayCache(cache, key), shapes, encode)
+        return CacheJob(ArrayCache(cache, key), shapes, encode, of_samples=False)
 
     def read(self, sample: Sample) -> tuple[np.ndarray, ...]:
         """Nothing: captions are known."""

@@ -116,7 +116,7 @@ class EncodedData:
         if self._moments is not None and self._conditions is not None and not reads_frame:
             return self._moments[index, mirrored], self._conditions[index, mirrored]
         sample = self._sample(index, mirrored, epoch)
-        assert sample.condition is not None, "_sample sees to it"
+        assert sample.condition is not None, "_cropped sees to it"
         first = sample.image if self._moments is None else self._moments[index, mirrored]
         condition = sample.condition if self._conditions is None else self._conditions[index, mirrored]
         return (first, condition, *(self._contexts.read(sample) if reads_frame else ()))
@@ -151,7 +151,7 @@ class EncodedData:
     @contextmanager
     def _each_read_once(self) -> Iterator[None]:
         """While this runs, the samples of a chunk are kept, for all caches that are made of them."""
-        self._kept = lru_cache(maxsize=self._chunk)(self.source.__getitem__)
+        self._kept = lru_cache(maxsize=self._chunk)(lambda index: self._cropped(self.source[index], index))
         try:
             yield
         finally:
@@ -160,13 +160,19 @@ class EncodedData:
     def _sample(self, index: int, mirrored: int, epoch: int = 0) -> Sample:
         """A sample as it is encoded."""
         if self._windows and isinstance(self.source, HasWindows):
-            sample = self.source.window(index, self.transform.start(index, epoch, self.source.spare(index)))
+            window = self.source.window(index, self.transform.start(index, epoch, self.source.spare(index)))
+            sample = self._cropped(window, index)
         else:
-            sample = self.source[index] if self._kept is None else self._kept(index)
+            sample = self._cropped(self.source[index], index) if self._kept is None else self._kept(index)
+        if not mirrored:
+            return sample
+        assert sample.condition is not None, "_cropped sees to it"
+        image, condition = (picture[..., ::-1, :].copy() for picture in (sample.image, sample.condition))
+        return replace(sample, image=image, condition=condition)
+
+    def _cropped(self, sample: Sample, index: int) -> Sample:
         image, condition = self._still(sample.image, sample.condition, index)
         assert condition is not None, "check_source refuses sources without conditions"
-        if mirrored:
-            image, condition = image[..., ::-1, :].copy(), condition[..., ::-1, :].copy()
         return replace(sample, image=image, condition=condition, truth=None)
 
     def _moments_job(self) -> CacheJob:
