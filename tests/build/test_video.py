@@ -101,7 +101,7 @@ def test_zero_cost_of_what_is_given_away(name, folders, tmp_path):
     """With alignment and without it: the same files, keys, shapes, types and configuration; other weights."""
     found = {}
     for arm, enabled in (("lisa", True), ("plain", False)):
-        raw = settings(tmp_path / arm, name, folders(name), align__enabled=enabled, sample__count=1)
+        raw = settings(tmp_path / arm, name, folders(name), align__enabled=enabled)
         lisa.train(raw, quiet=True)
         folder = tmp_path / arm / "side_network"
         weights = load_file(folder / "diffusion_pytorch_model.safetensors")
