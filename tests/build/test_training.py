@@ -156,7 +156,7 @@ def test_notes_about_the_data_are_said(sd_small, tmp_path, capsys):
     summary = lisa.train(raw)
     captured = capsys.readouterr()
     assert "note: " in captured.err and "constant" in captured.err and captured.out == ""
-    assert "step 1/1" in captured.err and "loss" in captured.err
+    assert "train 1/1" in captured.err and "loss" in captured.err
     assert summary["fidelity"]["protocol"] == "pictures/edges"
 
 

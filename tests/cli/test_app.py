@@ -72,7 +72,7 @@ def test_a_run_from_end_to_end_as_json(sd_small, tmp_path):
     assert trained.exit_code == 0
     summary = json.loads(trained.stdout)
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["arm"] == "plain" and summary["steps"] == 1 and "step 1/1" in trained.stderr
+    assert summary["arm"] == "plain" and summary["steps"] == 1 and "train 1/1" in trained.stderr
     made = invoke("generate", "--run", out, "--out", tmp_path / "made", "--steps", 1, "--guidance", 1, "--json")
     assert json.loads(made.stdout)["made"] == 4 and "4/4" in made.stderr
     judged = invoke("evaluate", tmp_path / "made", "--run", out, "--json", "--out", tmp_path / "result.json")

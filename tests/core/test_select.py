@@ -48,7 +48,8 @@ def test_the_decoder_sees_the_image_only() -> None:
     side(X)
     terms = aligner(target, prior, t)
     expected = decoder(side.patch(X).flatten(2).transpose(1, 2), t, (6, 10))
-    torch.testing.assert_close(terms.decoded["zero"], expected.detach())
+    # Sums are made in another order where memory lies otherwise.
+    torch.testing.assert_close(terms.decoded["zero"], expected.detach(), rtol=1e-5, atol=1e-4)
     terms.loss.backward()
     assert side.patch.weight.grad.abs().sum() > 0
 
