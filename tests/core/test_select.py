@@ -39,6 +39,7 @@ def attached(side: nn.Module, **options):
 
 
 def test_the_decoder_sees_the_image_only() -> None:
+    torch.manual_seed(0)
     side = MixedTokens()
     aligner = attached(side, select=image_first)
     (decoder,) = aligner.decoders.values()
@@ -48,8 +49,7 @@ def test_the_decoder_sees_the_image_only() -> None:
     side(X)
     terms = aligner(target, prior, t)
     expected = decoder(side.patch(X).flatten(2).transpose(1, 2), t, (6, 10))
-    # Sums are made in another order where memory lies otherwise.
-    torch.testing.assert_close(terms.decoded["zero"], expected.detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(terms.decoded["zero"], expected.detach())
     terms.loss.backward()
     assert side.patch.weight.grad.abs().sum() > 0
 

@@ -243,8 +243,10 @@ def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | N
     found: dict[tuple[int, int], Path] = {}
     for file in require_folder(generated).iterdir():
         name = pattern.fullmatch(file.stem)
+        if name is None:
+            continue
         clip = frame_files(file) if file.is_dir() else file.suffix in VIDEO_SUFFIXES
-        if name and (clip if moving else file.suffix in SUFFIXES):
+        if clip if moving else file.suffix in SUFFIXES:
             found[int(name[1]), int(name[2])] = file
     streams = sorted({stream for stream, _ in found})
     if len(streams) != 1:

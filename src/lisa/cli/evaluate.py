@@ -11,7 +11,10 @@ import typer
 def evaluate(
     generated: Annotated[Path, typer.Argument(help="Folder of generated pictures, named after the samples.")],
     run: Annotated[Path | None, typer.Option("--run", help="Run folder: judge against its held-out samples.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Data to judge against, instead of --run's.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Data to judge against, instead of --run's; scenes: those there are files of."),
+    ] = None,
     condition: Annotated[
         str | None, typer.Option("--condition", help="What the conditions are, with --data; which, with --run.")
     ] = None,
