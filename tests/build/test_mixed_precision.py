@@ -16,6 +16,7 @@ import tiny
 from conformance import row as rows
 from conformance import tiny_sana, tiny_sd3, tiny_sdxl, tiny_zimage
 from lisa.build import parts
+from lisa.build.launch import under_autocast
 from lisa.build.training import _prepare
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
@@ -59,6 +60,18 @@ def test_accelerate_leaves_nothing_on_the_module(sd_small):
     assert "forward" not in pair.side.module.__dict__
     left = changed.side.module.__dict__["forward"]
     assert getattr(left, "__func__", left) is own
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("no", True), ("bf16", False)])
+def test_attention_on_the_cpu(precision, fused):
+    """In bfloat16 in its parts, which is faster there; what people have set is back afterwards."""
+
+    def step(batch, number):
+        return torch.backends.cuda.flash_sdp_enabled(), torch.is_autocast_enabled("cpu")
+
+    call = under_autocast(step, Accelerator(cpu=True, mixed_precision=precision))
+    assert call(None, 0) == (fused, not fused)
+    assert torch.backends.cuda.flash_sdp_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class Itself(torch.nn.Module):

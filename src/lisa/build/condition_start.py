@@ -14,6 +14,7 @@ from lisa.processes.draws import Draws
 from lisa.sides.embedding import find_condition_embedding, init_condition_embedding
 from lisa.train.config import TrainConfig
 from lisa.train.dataset import EncodedData
+from lisa.train.precision import mixed_precision
 from lisa.train.step import ControlStep
 
 # Samples that are measured: as many as are no great load, within bounds.
@@ -37,7 +38,7 @@ def start_by_data(config: TrainConfig, pair: Pair, data: EncodedData, draws: Dra
 
     def run(rows: Sequence[int]) -> None:
         batch = data.collate(rows, [data.read(row, 0) for row in rows], accelerator.device)
-        with accelerator.autocast():
+        with mixed_precision(accelerator):
             pair.run_side(step.inputs(batch, 0)[0])
 
     size = config.train.batch_size

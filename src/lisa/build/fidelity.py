@@ -20,6 +20,7 @@ from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images
 from lisa.train.config import TrainConfig
 from lisa.train.loop import Callback, Training
+from lisa.train.precision import mixed_precision
 
 #: Beside the weights in ``best/``: which reading they are of.
 RECORD = "best.json"
@@ -154,7 +155,7 @@ class FidelityReadings(Callback):
 
         def make() -> list[Any]:
             # As for the grids: autocast is for the side network.
-            with self.final_weights(), results.pair.main.encoders(), results.accelerator.autocast():
+            with self.final_weights(), results.pair.main.encoders(), mixed_precision(results.accelerator):
                 return results.pictures(self._samples[:count], results.config.sample.control_scale)
 
         return results.unless_broken(step, make)

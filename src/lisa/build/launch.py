@@ -18,6 +18,7 @@ from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
 from lisa.train.config import TrainConfig
+from lisa.train.precision import mixed_precision
 from lisa.train.settings import changed_settings, save_settings
 
 _NEW_PROCESS = "Start a new Python process, or use the same train.mixed_precision as before"
@@ -120,7 +121,7 @@ def under_autocast(step: Any, accelerator: Accelerator) -> Any:
     """``step``, run in the training's mixed precision."""
 
     def call(batch: Any, number: int) -> Any:
-        with accelerator.autocast():
+        with mixed_precision(accelerator):
             return step(batch, number)
 
     return call

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lisa.processes.base import ForwardProcess
 from lisa.processes.draws import Draws
 from lisa.train.loop import StepOutput
+from lisa.train.precision import attention
 from lisa.train.pretrain.config import DenoiserSettings, PretrainConfig
 
 
@@ -88,8 +87,3 @@ class DenoiserStep:
         snr = process.snr(t).float()
         clipped = snr.clamp(max=self.snr_gamma)
         return clipped / snr if process.prediction == "epsilon" else clipped / (snr + 1)
-
-
-def attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """In bfloat16 on the CPU, torch's fused kernel takes twice as long as the same in its parts (torch 2.13)."""
-    return sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()

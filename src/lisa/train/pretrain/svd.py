@@ -13,8 +13,8 @@ from lisa.pairs.base import MOTION
 from lisa.processes.draws import Draws
 from lisa.processes.edm import EDMProcess
 from lisa.train.loop import StepOutput
+from lisa.train.precision import attention
 from lisa.train.pretrain.config import PretrainConfig, VideoSettings
-from lisa.train.pretrain.denoiser import attention
 
 _PICTURE = 224  # to which the pipeline brings every picture for the image encoder
 _TIMES = 3  # that are added: rate, motion, noise on the frame
