@@ -27,17 +27,18 @@ from lisa.compare.aligned import read_comparison
 from lisa.compare.results import summarise
 
 HERE = Path(__file__).parent
+BF16 = "train.mixed_precision=bf16"
 #: Condition -> steps, and steps between held-out readings: sparse strokes are learnt late.
 CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 50), "lowres": (400, 25)}
 #: The same where a model differs: readings of clips cost as many pictures as they have frames.
 OTHERWISE = {("tiny-svd", "edges"): (400, 50)}
-#: Settings where they are not the file's: the plain arm's best rate (docs/evidence.md); bfloat16 where it pays. A step
-#: of tiny-sd takes 0.49 instead of 0.75 s on a core that has it, of tiny-sd3 0.68 instead of 0.74 (2026-11-30).
+#: Settings where they are not the file's: bfloat16, in which a plain step takes 0.6 (tiny-sd) and 0.85 (tiny-sd3) of the
+#: time with one thread (benchmarks/step_time.py); the plain arm's best rate (docs/evidence.md). The skeletons of tiny-sd
+#: were trained before, in float32.
 SETTINGS = {
-    ("tiny-sd", "edges"): ["train.mixed_precision=bf16"],
-    ("tiny-sd", "segmentation"): ["train.mixed_precision=bf16"],
-    ("tiny-sd", "lowres"): ["train.mixed_precision=bf16"],
-    ("tiny-sd3", "skeleton"): ["train.learning_rate=0.0007"],
+    **{("tiny-sd", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
+    **{("tiny-sd3", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
+    ("tiny-sd3", "skeleton"): [BF16, "train.learning_rate=0.0007"],
 }
 #: The preset of the trainer without alignment: what is owed to the start of the condition embedding alone.
 START = "start"
