@@ -23,7 +23,8 @@ from lisa.train.interrupt import StopRequest
 
 
 def plan(out, model, arms="plain,lisa", seeds="2", **changes):
-    raw = runs.settings(out, model, train__steps=3, log__held_out_every=1, log__samples_every=3, **changes)
+    changes = {"train__steps": 3, "log__held_out_every": 1, "log__samples_every": 3} | changes
+    raw = runs.settings(out, model, **changes)
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(raw))
     return make_plan(file, [], parse_arms([arms]), parse_seeds(seeds), out)
@@ -154,6 +155,39 @@ def test_stopped_and_continued(compared, sd_small, tmp_path, monkeypatch):
     assert train_runs(wanted, launch=here)
     for arm in ("plain", "lisa"):
         runs.assert_same(compared[0] / arm / "seed-0", out / arm / "seed-0")
+
+
+def test_finished_runs_go_on_with_more_steps(compared, sd_small, tmp_path):
+    """As if so many had been asked for at once, but for the pictures that were drawn where they ended."""
+    out = tmp_path / "longer"
+    shutil.copytree(compared[0], out)
+    whole = plan(tmp_path / "whole", sd_small, seeds="1", train__steps=6)
+    assert train_runs(whole, launch=here)
+    assert train_runs(plan(out, sd_small, seeds="1", train__steps=6), launch=here)
+    for arm in ("plain", "lisa"):
+        runs.assert_same(tmp_path / "whole" / arm / "seed-0", out / arm / "seed-0")
+    assert train_runs(plan(out, sd_small, seeds="1", train__steps=6), launch=never)
+    with pytest.raises(LisaError, match="train.steps is 3 now, it was 6"):  # they do not go back
+        train_runs(plan(out, sd_small, seeds="1"), launch=never)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arm"),
+    [
+        ({"train__lr_schedule": "cosine"}, "plain"),
+        ({"align__schedule": "cosine"}, "lisa"),
+        ({"train__warmup": 5}, "plain"),
+    ],
+)
+def test_schedules_that_end_do_not_go_on(compared, sd_small, tmp_path, changes, arm):
+    out = tmp_path / "out"
+    run = out / arm / "seed-0"
+    shutil.copytree(compared[0] / arm / "seed-0", run)
+    there = plan(out, sd_small, arm, "1", **changes).configs[arm, 0]
+    comparing.save_settings(there.model_copy(update={"resume": None}), run / "config.yaml")
+    assert train_runs(plan(out, sd_small, arm, "1", **changes), launch=never)
+    with pytest.raises(LisaError, match=r"train.steps is 6 now, it was 3.*More steps go on where"):
+        train_runs(plan(out, sd_small, arm, "1", train__steps=6, **changes), launch=never)
 
 
 @pytest.mark.parametrize(
