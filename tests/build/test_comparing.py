@@ -167,7 +167,7 @@ def test_finished_runs_go_on_with_more_steps(compared, sd_small, tmp_path):
     for arm in ("plain", "lisa"):
         runs.assert_same(tmp_path / "whole" / arm / "seed-0", out / arm / "seed-0")
     assert train_runs(plan(out, sd_small, seeds="1", train__steps=6), launch=never)
-    with pytest.raises(LisaError, match="train.steps is 3 now, it was 6"):  # they do not go back
+    with pytest.raises(LisaError, match=r"train\.steps is 3 now, it was 6"):  # they do not go back
         train_runs(plan(out, sd_small, seeds="1"), launch=never)
 
 

@@ -85,16 +85,39 @@ def test_settings_of_the_alignment_arrive(built):
         align__weighting="min-snr",
         align__schedule="until-done",
         align__patience=2,
+        align__min_delta=0.3,
+        align__decoder_channels=100,
     )
-    assert aligner.layers == ("down.1", "mid") and aligner.weight == 0.7 and schedule._patience == 2
+    assert aligner.layers == ("down.1", "mid") and aligner.weight == 0.7
+    assert (schedule._patience, schedule._min_delta) == (2, 0.3)
+    assert aligner.decoders["mid"].out.in_channels == 100
     assert "snr" in type(aligner.weighting).__name__.lower()
     _, _, by_path, _ = built(align__layer="controlnet_mid_block")
     assert by_path.layers == ("controlnet_mid_block",)
 
 
+def test_settings_of_a_step_arrive(built):
+    given, pair, _, _ = built(
+        align__target="shuffled", align__noises=3, align__warmup=4, train__steps=9, train__snr_gamma=2.0
+    )
+    assert vars(parts.alignment_options(given, pair)) == {"shuffled": True, "noises": 3, "warmup": 4, "teacher": None}
+    times = torch.tensor([10.0, 900.0])
+    snr = pair.main.process.snr_of_decoder_time(times)
+    found = parts.main_weighting(given, pair)(torch.zeros(2, 1), times, update=False)
+    assert torch.allclose(found, snr.clamp(max=2.0).float() / snr.float())
+    given, pair, _, _ = built(align__teacher=1.0, align__teacher_decay=0.5)
+    options = parts.alignment_options(given, pair)
+    assert (options.shuffled, options.noises, options.warmup) == (False, 1, 0)
+    assert (options.teacher.share, options.teacher.decay) == (1.0, 0.5)
+    assert parts.main_weighting(given, pair) is None
+    given, pair, _, _ = built(align__teacher=0.5, align__enabled=False)
+    assert parts.alignment_options(given, pair).teacher is None
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"align__layer": "down.0", "align__decoder_channels": 8}, "decoder_channels=8 changes nothing"),
         ({"align__layer": "down.99"}, "has no layer 'down.99' (did you mean 'down."),
         ({"align__layer": "controlnet_mid_blok"}, "did you mean 'controlnet_mid_block'?"),
         ({"data__size": [30, 32]}, "data.size is (30, 32). For this main network both sides must be multiples of 4"),

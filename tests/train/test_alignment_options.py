@@ -139,6 +139,26 @@ def test_the_teacher_under_autocast_is_not_the_pupil(sd_small):
     assert module.conv_in.weight.grad is not None, "the pupil's own weights learn, not copies of the teacher's"
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_meter_reads_what_the_decoder_had_to_read(sd_small, share):
+    """A decoder that says nothing explains nothing, however small a teacher makes what it had to say."""
+    step = make(sd_small)
+    randomise_zero_modules(step.pair.side.module)
+    step.options = AlignmentOptions(teacher=Teacher(step.pair, share, 0.9))
+    step(batch(), 0)
+    reading = step.meter.read()
+    assert reading.decoder_r2 == pytest.approx(0, abs=1e-6) and abs(reading.control_gain) > 0.01
+
+
+def test_no_teacher_in_the_warm_up(sd_small):
+    """It would be a controlled pass, of a network whose way out is closed."""
+    step = make(sd_small)
+    randomise_zero_modules(step.pair.side.module)
+    step.options = AlignmentOptions(warmup=3, teacher=Teacher(step.pair, 0.5, 0.9))
+    assert counted(step, 2)[0] == {"main": 1, "side": 1}
+    assert counted(step, 3)[0] == {"main": 3, "side": 2}
+
+
 def test_balanced_noises_pull_no_harder_together_than_one(sd_small):
     """The share of each draw is in what the balance measures."""
     factors = {}

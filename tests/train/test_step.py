@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from control_steps import MOMENTS, batch, make
+from lisa.core.residual import MinSNRWeighting, WeightingContext
 from lisa.processes.draws import Draws
 from lisa.train.step import AlignmentOptions, drop_captions
 
@@ -51,6 +52,25 @@ def test_the_posterior_is_sampled(sd_small):
     latents = MOMENTS[:, :4] + MOMENTS[:, 4:] * posterior
     assert torch.allclose(inputs.x_t, (alpha * latents + sigma * noise).float(), atol=1e-5)
     assert not torch.equal(posterior, noise)
+
+
+def test_the_main_loss_by_noise_level(sd_small):
+    """Min-SNR of epsilon: min(snr, gamma) / snr times each sample's error; without it the plain mean, bit for bit."""
+    step = make(sd_small, aligned=False)
+    plain = step(batch(), 0)
+    assert torch.equal(plain.loss.detach(), plain.logs["mse"])
+    process = step.pair.main.process
+    gammas = (1e-3, 1e9)
+    inputs, target = step.inputs(batch(), 0)
+    errors = (step.pair.control(inputs) - target).square().mean((1, 2, 3))
+    for gamma in gammas:
+        step.weighting = MinSNRWeighting(WeightingContext(process.snr_of_decoder_time, process.prediction), gamma)
+        snr = process.snr(inputs.t)
+        expected = (snr.clamp(max=gamma) / snr * errors.detach()).mean()
+        weighted = step(batch(), 0)
+        assert float(weighted.loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+        assert torch.equal(weighted.logs["mse"], plain.logs["mse"])
+    assert float(weighted.loss.detach()) == pytest.approx(float(plain.loss.detach()), rel=1e-6), "never capped"
 
 
 @pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (1.0, 1.0), (0.3, 0.3)])

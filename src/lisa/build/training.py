@@ -140,7 +140,8 @@ def _assemble(
     shares = [Shares(each, accelerator) for each in (meter, events)]
     kept = [state, scheduler, *shares, held_out, readings, schedule, ema, options.teacher]
     accelerator.register_for_checkpointing(*[each for each in kept if each is not None])
-    control_step = ControlStep(pair, aligner, align, schedule, meter, draws, settings.caption_dropout, options)
+    dropout, weighting = settings.caption_dropout, parts.main_weighting(config, pair)
+    control_step = ControlStep(pair, aligner, align, schedule, meter, draws, dropout, options, weighting)
     exports = {**_exports(results, state, aligner, final_weights), run_folder.best.name: readings.keep}
     checkpoints = Checkpoints(run_folder, accelerator, exports, config.log.checkpoint_limit)
     training = Training(

@@ -10,7 +10,7 @@ from torch import nn
 
 from lisa.common.errors import LisaError, choose
 from lisa.core.aligner import REFERENCE_WEIGHT, LikelihoodAligner, check_weight
-from lisa.core.decoder import MIN_CHANNELS, LikelihoodDecoder
+from lisa.core.decoder import MIN_CHANNELS, LikelihoodDecoder, hidden_channels
 from lisa.core.feature_tap import TAPS, FeatureTap, Select
 from lisa.core.layers import DryRun, given_strides, layer_sizes, resolve_path, same_randomness, unwrapped
 from lisa.core.residual import SignalToNoise, make_weighting
@@ -64,7 +64,8 @@ def attach(
 
     Raises:
         LisaError: unknown layer (with the names there are, and the nearest path), nothing to measure a stride or
-            channels from, an impossible stride, unknown weighting or tap, a bad weight.
+            channels from, an impossible stride, unknown weighting or tap, a bad weight, ``decoder_channels`` that make
+            no difference to any of the decoders.
 
     Example:
         >>> aligner = attach(network, "mid", out_channels=4, names={"mid": "controlnet_mid_block"}, stride=8)
@@ -90,6 +91,7 @@ def attach(
     if weight == 0:
         return LikelihoodAligner({}, {}, weight=0.0, weighting=chosen_weighting)
     sizes = layer_sizes(network, paths, tap, strides, dry_run, select)
+    _check_channels(sizes, decoder_channels)
     parameter = next(network.parameters(), torch.zeros(()))
     with same_randomness(network):
         decoders = {
@@ -107,3 +109,19 @@ def attach(
         taps, decoders, weight=weight, weighting=chosen_weighting, balanced=balanced, reads_prior=reads_prior
     )
     return aligner.to(parameter.device)
+
+
+def _check_channels(sizes: Mapping[str, tuple[int, int]], decoder_channels: int) -> None:
+    """Refuse a decoder size that is none: two arms would be trained, and be the same."""
+    found, usual = (
+        {name: hidden_channels(channels, int(math.log2(size)), least) for name, (channels, size) in sizes.items()}
+        for least in (decoder_channels, MIN_CHANNELS)
+    )
+    if decoder_channels != MIN_CHANNELS and found == usual:
+        most = max(map(max, usual.values()))
+        told = "; ".join(f"{name}: {', '.join(map(str, channels))}" for name, channels in usual.items())
+        raise LisaError(
+            f"decoder_channels={decoder_channels} changes nothing: the decoder's channels ({told}) are the same with "
+            f"{MIN_CHANNELS}, since they are halved per doubling and no further",
+            f"Leave it out; only a feature smaller than the latent can be given more, here from {most + 1} on",
+        )

@@ -18,6 +18,14 @@ POINTWISE_FROM = 512  # with this many channels the first convolution is 1x1, to
 TIME_RANGE = 1000.0
 
 
+def hidden_channels(in_channels: int, upsamples: int, min_channels: int = MIN_CHANNELS) -> list[int]:
+    """What each of a decoder's hidden convolutions gives: halved per doubling, not below ``min_channels``."""
+    channels = [in_channels]
+    for _ in range(upsamples):
+        channels.append(max(channels[-1] // 2, min_channels))
+    return channels[1:] or channels
+
+
 class LikelihoodDecoder(nn.Module):
     """Feature and timestep to likelihood score.
 
@@ -67,13 +75,10 @@ class LikelihoodDecoder(nn.Module):
         self.time = nn.Linear(time_channels, in_channels)
         self.stages = nn.ModuleList()
         channels = in_channels
-        for stage in range(upsamples):
-            narrower = max(channels // 2, min_channels)
-            kernel = 1 if stage == 0 and channels >= POINTWISE_FROM else 3
-            self.stages.append(nn.Conv2d(channels, narrower, kernel, padding=kernel // 2))
-            channels = narrower
-        if not upsamples:
-            self.stages.append(nn.Conv2d(channels, channels, 3, padding=1))
+        for stage, hidden in enumerate(hidden_channels(in_channels, upsamples, min_channels)):
+            kernel = 1 if upsamples and stage == 0 and channels >= POINTWISE_FROM else 3
+            self.stages.append(nn.Conv2d(channels, hidden, kernel, padding=kernel // 2))
+            channels = hidden
         self.join = nn.Conv2d(channels + x_t_channels, channels, 3, padding=1) if x_t_channels else None
         self.out = nn.Conv2d(channels, out_channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)

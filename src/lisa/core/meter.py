@@ -87,42 +87,53 @@ class LearningMeter:
             controlled: same shape, the prediction with control.
             timesteps: (B,), 0 to 1000.
             decoded: same shape, the decoded likelihood score, if there is one.
-            terms: instead of ``decoded``, what the aligner returned; idle terms add nothing.
+            terms: instead of ``decoded``, what the aligner returned; idle terms add nothing. Their residual may be
+                another than ``target - prior`` (a teacher's, or another sample's): the decoder's R2 is then of that.
 
         Raises:
             LisaError: the shapes differ.
         """
         residual = likelihood_residual(target, prior)
         error, energy = None, sample_sums(residual)
+        read = energy
         if decoded is not None:
             error = sample_sums(likelihood_residual(decoded, residual))
         elif terms is not None:
-            error = terms.squared_error
-        self.update_sums(timesteps, energy, sample_sums(likelihood_residual(target, controlled)), error)
+            error, read = terms.squared_error, terms.squared_residual
+        self.update_sums(timesteps, energy, sample_sums(likelihood_residual(target, controlled)), error, read)
 
     @torch.no_grad()
-    def update_sums(self, timesteps: Tensor, prior: Tensor, controlled: Tensor, error: Tensor | None = None) -> None:
+    def update_sums(
+        self,
+        timesteps: Tensor,
+        prior: Tensor,
+        controlled: Tensor,
+        error: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> None:
         """Add a batch by its per-sample sums of squares.
 
         Args:
             timesteps: (B,), 0 to 1000.
-            prior: (B,), ``sum|target - prior|^2``, which is the residual's energy too.
+            prior: (B,), ``sum|target - prior|^2``.
             controlled: (B,), ``sum|target - controlled|^2``.
             error: (B,), ``sum|residual - decoded|^2``; NaN where a sample has none.
+            residual: (B,), ``sum|residual|^2`` of what the decoder had to read; None: ``prior``.
         """
         # Double precision, so that the last batch of a long epoch still counts; Apple's devices have none.
         wide = torch.float32 if prior.device.type == "mps" else torch.float64
         prior, controlled = prior.to(wide), controlled.to(wide)
         error = torch.full_like(prior, math.nan) if error is None else error.to(wide)
+        residual = prior if residual is None else residual.to(wide)
         good = prior.isfinite() & controlled.isfinite()
-        read = good & error.isfinite()
+        read = good & error.isfinite() & residual.isfinite()
         zero = torch.zeros_like(prior)
         columns = [
             torch.where(good, prior, zero),
             torch.where(good, controlled, zero),
             good.to(wide),
             torch.where(read, error, zero),
-            torch.where(read, prior, zero),
+            torch.where(read, residual, zero),
             read.to(wide),
             (~good).to(wide),
         ]

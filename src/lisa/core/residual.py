@@ -170,7 +170,7 @@ class NormalisedWeighting(NoiseLevelWeighting):
 
 @register_weighting("min-snr")
 class MinSNRWeighting(NoiseLevelWeighting):
-    """Min-SNR weighting with gamma 5 (arXiv 2303.09556): min(snr, gamma) in x_0 space, brought to the target's.
+    """Min-SNR weighting (arXiv 2303.09556; gamma 5): min(snr, gamma) in x_0 space, brought to the target's.
 
     The square error of x_0 is that of the target times 1/snr (epsilon), 1/(1 + snr) (v, EDM), 1/(1 + sqrt(snr))^2
     (flow).
@@ -178,18 +178,18 @@ class MinSNRWeighting(NoiseLevelWeighting):
 
     GAMMA = 5.0
 
-    def __init__(self, context: WeightingContext) -> None:
+    def __init__(self, context: WeightingContext, gamma: float = GAMMA) -> None:
         super().__init__(context)
         if context.snr is None:
             raise LisaError(
                 "the weighting 'min-snr' needs the signal-to-noise ratio", "Pass snr=, a function of the timesteps"
             )
-        self._snr, self._prediction = context.snr, context.prediction
+        self._snr, self._prediction, self._gamma = context.snr, context.prediction, gamma
 
     def forward(self, residual: Tensor, timesteps: Tensor, update: bool) -> Tensor:
         """Weights (B,); with epsilon, 1 at zero SNR (the limit)."""
         snr = widened(self._snr(timesteps).detach())
-        capped = snr.clamp(max=self.GAMMA)
+        capped = snr.clamp(max=self._gamma)
         if self._prediction == "epsilon":
             weights = torch.where(snr > 0, capped / snr, 1.0)
         elif self._prediction in ("v_prediction", "edm"):

@@ -34,9 +34,9 @@ class AlignSettings(Settings):
     teacher: float = Field(
         0.0,
         ge=0,
-        lt=1,
+        le=1,
         description="Share of an average of the side network's own past (its controlled prediction) in what the "
-        "decoder must read: less noise than one sample's target.",
+        "decoder must read: less noise than one sample's target. 1: that alone. Not in align.warmup.",
     )
     teacher_decay: float = Field(0.99, ge=0, lt=1, description="Decay of that average, per step.")
     warmup: int = Field(
@@ -47,7 +47,10 @@ class AlignSettings(Settings):
         description="What the decoder is given: the feature alone (of side networks that do not see it, the noisy "
         "latent too), with the noisy latent, or with that and the prior. Neither tells the residual by itself.",
     )
-    decoder_channels: Positive = Field(64, description="The decoder's halving of channels stops there.")
+    decoder_channels: Positive = Field(
+        64,
+        description="The decoder's halving of channels stops there; refused where its channels are the same with 64.",
+    )
     schedule: str = Field("constant", description="Weight over steps: constant, cosine or until-done.")
     patience: int = Field(3, ge=1, description="until-done: held-out readings without a rise before it stops.")
     min_delta: float = Field(0.002, ge=0, description="until-done: the smallest rise that counts.")

@@ -115,6 +115,11 @@ class TrainSettings(Settings):
         "Z-Image, which overflow in it.",
     )
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential average of the side network.")
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="Min-SNR weighting of the main loss by noise level (arXiv 2303.09556, which uses 5); empty: none.",
+    )
     caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
     max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.meter import LearningMeter
+from lisa.core.residual import NoiseLevelWeighting
 from lisa.core.schedule import WeightSchedule
 from lisa.core.terms import AlignmentTerms
 from lisa.mains.base import Context, latents_from_moments
@@ -31,7 +32,8 @@ class AlignmentOptions:
         noises: draws of noise and noise level per sample and step that are aligned. Those beyond the first are not
             controlled, only aligned.
         warmup: first steps without a controlled pass.
-        teacher: mixes its own prediction into the target that the residual is made of.
+        teacher: mixes its own prediction into the target that the residual is made of; not in the warm-up, where the
+            side network's way out is still closed and it would know nothing.
     """
 
     shuffled: bool = False
@@ -52,6 +54,7 @@ class ControlStep:
         draws: keyed random numbers, so that arms with different heads see the same ones.
         caption_dropout: share of captions replaced by the empty one, drawn anew at each visit.
         options: of the alignment.
+        weighting: of the main loss, by noise level; None: the plain mean squared error.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class ControlStep:
         draws: Draws,
         caption_dropout: float,
         options: AlignmentOptions | None = None,
+        weighting: NoiseLevelWeighting | None = None,
     ) -> None:
         self.pair, self.aligner, self.align, self.schedule = pair, aligner, align, schedule
         self.meter, self.draws, self.caption_dropout = meter, draws, caption_dropout
         self.options = options if options is not None else AlignmentOptions()
+        self.weighting = weighting
 
     def __call__(self, batch: Batch, step: int) -> StepOutput:
         """One step's forward passes."""
@@ -76,15 +81,23 @@ class ControlStep:
             return self._aligned_alone(batch, step)
         inputs, target = self.inputs(batch, step)
         prediction = self.pair.predict(inputs, need_prior=aligning)
-        loss = torch.nn.functional.mse_loss(prediction.controlled.float(), target)
-        if prediction.prior is None or self.align is None:
-            return StepOutput(loss, {"mse": loss.detach()})
-        terms = self._terms(inputs, target, prediction.prior, step)
         time = self.pair.main.process.decoder_time(inputs.t)
+        loss, mse = self._main_loss(prediction.controlled, target, time)
+        if prediction.prior is None or self.align is None:
+            return StepOutput(loss, {"mse": mse})
+        terms = self._terms(inputs, target, prediction.prior, step)
         self.meter.update(target, prediction.prior, prediction.controlled, time, terms=terms)
-        logs = {"mse": loss.detach(), "alignment": terms.alignment, "decoder_r2": terms.r2}
+        logs = {"mse": mse, "alignment": terms.alignment, "decoder_r2": terms.r2}
         more = [self._observed(batch, step, draw)[0].loss for draw in range(1, self.options.noises)]
         return StepOutput(sum(more, loss + terms.loss), logs)
+
+    def _main_loss(self, controlled: Tensor, target: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the plain mean squared error for the log."""
+        mse = torch.nn.functional.mse_loss(controlled.float(), target)
+        if self.weighting is None:
+            return mse, mse.detach()
+        errors = (controlled.float() - target).square().flatten(1).mean(dim=1)
+        return (self.weighting(target, time, update=False) * errors).mean(), mse.detach()
 
     def inputs(self, batch: Batch, step: int, draw: int = 0) -> tuple[Inputs, Tensor]:
         """What both passes see, and the target; every random draw is keyed by (seed, step, visit, ``draw``)."""
@@ -119,7 +132,7 @@ class ControlStep:
     def _terms(self, inputs: Inputs, target: Tensor, prior: Tensor, step: int) -> AlignmentTerms:
         assert self.align is not None
         options = self.options
-        if options.teacher is not None:
+        if options.teacher is not None and step >= options.warmup:
             target = options.teacher.target(target, inputs, step)
         if options.shuffled:
             target, prior = target.roll(1, 0), prior.roll(1, 0)
