@@ -5,7 +5,7 @@
 Trains with ``lisa compare`` in RUNS/MODEL-CONDITION, by the settings of ``benchmarks/evidence/MODEL.yaml``, and writes
 one JSON of rows under ``benchmarks/results/``, from which ``docs/make_evidence.py`` makes the page. Started again, it
 goes on where it was. ``--jobs``: seeds trained at the same time, each in a share of the cores; arms of one seed follow
-each other, so that times per step are comparable between them.
+each other, so that times per step are comparable between them. ``commits.json`` there: the code that has trained.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import platform
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from threading import Event
 from typing import Any
-
-import torch
 
 from lisa.common.files import read_json, write_json
 from lisa.compare.aligned import read_comparison
@@ -63,23 +63,40 @@ def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path
 
 
 def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> None:
-    """All runs, seeds dealt out to the jobs; stops where one fails."""
+    """All runs, a seed at a time per job; begins no more where one fails."""
     names = [arm.partition(":")[0] for arm in arms]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    running = []
-    for job in range(min(jobs, len(seeds))):
-        only = ",".join(f"{name}:{seed}" for seed in seeds[job::jobs] for name in names)
-        running.append(subprocess.Popen([sys.executable, "-m", "lisa", *command, "--only", only], env=environment))
-    codes = [process.wait() for process in running]  # all of them, also where the first failed
-    if any(codes):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    failed = Event()
+
+    def run(seed: int) -> None:
+        if not failed.is_set():
+            only = ",".join(f"{name}:{seed}" for name in names)
+            done = subprocess.run([sys.executable, "-m", "lisa", *command, "--only", only], env=environment)
+            if done.returncode:
+                failed.set()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, seeds))
+    if failed.is_set():
         sys.exit("a training failed or was stopped; the same command goes on from there")
 
 
 def checked_out() -> str:
-    """The commit of this code."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return commit.stdout.strip()
+    """The commit of this code; with ``-dirty`` where the library has been changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=HERE.parent).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
+
+
+def commits(out: Path, commit: str) -> list[str]:
+    """Those that have trained in ``out``, in order, with ``commit`` among them from now on."""
+    file = out / "commits.json"
+    found = read_json(file) if file.is_file() else []
+    if commit not in found:
+        write_json(file, found := [*found, commit])
+    return found
 
 
 def over_start(out: Path, arms: list[str]) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def record(
         **{name: summary[name] for name in ("model", "condition", "baseline", "plateau", "notes", "settings")},
         "rows": rows,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jobs": jobs},
-        "versions": {**summary["versions"], "torch": torch.__version__, "python": platform.python_version()},
+        "versions": summary["versions"],
     }
 
 
@@ -119,16 +136,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--commit", help="of the code that trained, where it is not the one checked out")
     options = parser.parse_args()
 
     out = options.runs / f"{options.model}-{options.condition}"
     command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
+    trained_by = ", ".join(commits(out, checked_out()))
     train(command, options.arms, list(range(options.seeds)), options.jobs)
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
     names = [arm.partition(":")[0] for arm in options.arms]
-    commit = options.commit or checked_out()
-    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, commit)
+    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, trained_by)
     write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
 
 

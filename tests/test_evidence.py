@@ -59,7 +59,7 @@ def trained(evidence, tmp_path, monkeypatch):
         if command[2:5] == ["lisa", "compare", "--report"]:
             write_report([out], out)
         elif command[0] == "git":
-            return type("Done", (), {"stdout": "abc1234\n"})
+            return type("Done", (), {"stdout": "abc1234\n" if "rev-parse" in command else " M src/lisa/x.py\n"})
         asked.append(command)
 
     monkeypatch.setattr(evidence.subprocess, "run", run)
@@ -76,6 +76,7 @@ def trained(evidence, tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(sys, "argv", ["evidence.py", "tiny-sd", "skeleton", *options])
     monkeypatch.chdir(ROOT)
+    (out / "commits.json").write_text('["0000fff"]')
     evidence.main()
     (file,) = (tmp_path / "results").iterdir()
     return file, asked
@@ -88,7 +89,9 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     plain, recipe, start = found["rows"]
     for row in found["rows"]:
         assert row.keys() >= {*ROW, "commit", "command", "steps"} and row["seeds"] == [0, 1, 2, 3, 4]
-        assert row["commit"] == "abc1234" and shlex.split(row["command"]) == ["lisa", *asked[0]]
+        assert all(row[name].keys() >= {"value", "low", "high"} for name in ("onset", "final_gain", "fidelity"))
+        assert row["speedup"].keys() >= {"value", "low", "high"}
+        assert row["commit"] == "0000fff, abc1234-dirty" and shlex.split(row["command"]) == ["lisa", *asked[0]]
     assert recipe["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
     over = recipe["over_start"]["steps"]["0.95"]
     assert 1.1 < over["low"] < over["high"] < 1.3 and start["over_start"] is None
@@ -96,10 +99,30 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     assert "data.condition=skeleton train.steps=1500" in recipe["command"]
 
 
+@pytest.mark.parametrize("broken", [None, 1])
+def test_seeds_are_dealt_out(evidence, monkeypatch, broken):
+    """Every seed once, with all arms; what has begun ends where one fails, and no other begins."""
+    begun = []
+
+    def run(command, env):
+        begun.append(command[-1])
+        assert command[1:] == ["-m", "lisa", "compare", "x", "--only", command[-1]] and int(env["OMP_NUM_THREADS"]) >= 1
+        return type("Done", (), {"returncode": 130 if command[-1] == f"plain:{broken},b:{broken}" else 0})
+
+    monkeypatch.setattr(evidence.subprocess, "run", run)
+    if broken is None:
+        evidence.train(["compare", "x"], ["plain", "b:lisa"], [0, 1, 2, 3, 4], jobs=2)
+        assert sorted(begun) == [f"plain:{seed},b:{seed}" for seed in range(5)]
+    else:
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            evidence.train(["compare", "x"], ["plain", "b:lisa"], [0, 1, 2, 3, 4], jobs=1)
+        assert begun == ["plain:0,b:0", "plain:1,b:1"]
+
+
 def test_the_page_has_the_newest_row_of_each(trained, page):
     file, _ = trained
     older = file.with_name(f"2020-01-01-{file.name[11:]}")
-    older.write_text(file.read_text("utf-8").replace("abc1234", "0000000"), "utf-8")
+    older.write_text(file.read_text("utf-8").replace("abc1234", "0000000").replace("0000fff", "0000000"), "utf-8")
     (only,) = page.comparisons(file.parent)
     text = page.section(only)
     assert "### tiny-sd, skeleton" in text and "abc1234" in text and "0000000" not in text

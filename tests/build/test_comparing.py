@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 
@@ -17,6 +18,7 @@ from lisa.build.arms import parse_arms
 from lisa.build.comparing import make_plan, parse_only, parse_seeds, train_in_process, train_runs
 from lisa.common.errors import LisaError
 from lisa.compare.aligned import read_comparison
+from lisa.compare.report import write_report
 from lisa.compare.results import summarise
 from lisa.pairs import Pair
 from lisa.train.interrupt import StopRequest
@@ -108,6 +110,24 @@ def test_every_run_is_an_ordinary_run(compared):
     assert [line.partition(":")[0] for line in lines] == [
         "[1/4] plain, seed 0", "[2/4] lisa, seed 0", "[3/4] plain, seed 1", "[4/4] lisa, seed 1"
     ]  # fmt: skip
+
+
+def test_the_report_of_real_runs(compared, tmp_path):
+    """Every part that made-up runs have is there of trained ones, too; and it is the same each time."""
+    out, _, _ = compared
+    pages = []
+    for place in (tmp_path / "one", tmp_path / "two"):
+        summary = write_report([out], place)
+        assert json.loads((place / "summary.json").read_text()) == summary
+        pages.append((place / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert summary["steps"] == 3 and [row["arm"] for row in summary["arms"]] == ["plain", "lisa"]
+    for row in summary["arms"]:
+        assert row["seeds"] == [0, 1] and row["seconds_per_step"]["value"] > 0 and row["peak_memory_mb"]["value"] > 0
+        assert None not in (row["final_gain"]["value"], row["fidelity"]["value"])
+    assert summary["settings"]["train.batch_size"] == 2
+    titles = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^,"]+), step 3', pages[0].decode())
+    assert titles == ["condition", "without control", "plain", "lisa", "ground truth"]
 
 
 def test_what_is_finished_is_not_trained_again(compared, sd_small):

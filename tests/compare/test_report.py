@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from lisa.build import result
 from lisa.common.errors import LisaError
 from lisa.compare.aligned import read_comparison
 from lisa.compare.curves import _interval_line
@@ -19,7 +20,7 @@ from lisa.compare.results import summarise
 from lisa.sample.grids import grid_layout, labelled_grid, save_png
 from made_runs import make_run, saturating
 
-TITLES = ["condition", "without control", "with control", "ground truth"]
+TITLES = ["condition", *result.TITLES]
 
 
 def add_grid(run, step, shade):

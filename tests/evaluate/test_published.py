@@ -69,7 +69,7 @@ def test_pck_matches_persons_by_the_overlap_of_their_boxes():
     np.testing.assert_allclose(pose_pck.box_iou(boxes, boxes), [[1, 1 / 3], [1 / 3, 1]])
     a, b = person(0, 0, size=(10, 10)), person(4, 0, size=(10, 10))
     shifted = [person(3, 0, size=(10, 10)), person(-4, 0, size=(10, 10))]
-    assert pose_pck.counts(people(a, b), people(*shifted))[1] == 8
+    assert pose_pck.counts(people(a, b), people(*shifted)) == (4, 8)
     with pytest.raises(LisaError, match="the truth has 4 joints, what was made 2"):
         pose_pck.counts(people(one), People(one[0][None], one[1][None, :2], one[2][None, :2]))
 

@@ -10,6 +10,7 @@ from lisa.common.errors import LisaError
 from lisa.train.config import TrainConfig
 from lisa.train.presets import PRESETS, on_top
 from lisa.train.pretrain.config import PretrainConfig
+from lisa.train.quickstart import QUICKSTART_MODELS, quickstart_config
 from lisa.train.settings import check_settings, load_settings, save_settings
 
 
@@ -17,6 +18,14 @@ from lisa.train.settings import check_settings, load_settings, save_settings
 def strong(monkeypatch):
     found = {"align": {"weight": 0.7, "warmup": 9}, "train": {"zero_lr_multiplier": 3.0}}
     monkeypatch.setitem(PRESETS, "strong", found)
+
+
+@pytest.mark.parametrize("model", QUICKSTART_MODELS)
+def test_the_quickstart_has_the_recipe_and_the_defaults_are_the_papers(model, tmp_path):
+    recipe, usual = quickstart_config(out=tmp_path, model=model), TrainConfig()
+    assert (recipe.side.condition_init, recipe.train.decoder_lr_multiplier) == ("auto", 0.1)
+    assert (usual.side.condition_init, usual.train.decoder_lr_multiplier) == ("default", 1.0)
+    assert (usual.align.weight, usual.align.weighting, usual.align.target) == (0.2, "plain", "likelihood")
 
 
 def settings(file=None, *overrides):

@@ -19,7 +19,7 @@ from lisa.build import parts
 from lisa.build.card import write_run_card
 from lisa.build.launch import say
 from lisa.common.files import atomic_dir, write_json
-from lisa.common.runfolder import RunFolder
+from lisa.common.runfolder import CONTROLLED, RunFolder
 from lisa.core.held_out import ConditionGap
 from lisa.data.samples import Sample
 from lisa.evaluate import protocols
@@ -36,7 +36,7 @@ from lisa.train.precision import mixed_precision
 
 _T = TypeVar("_T")
 
-TITLES = ("without control", "with control", "ground truth")  # after the condition's, or the conditions'
+TITLES = ("without control", CONTROLLED, "ground truth")  # after the condition's, or the conditions'
 ENDS = ("value", "low", "high")
 
 #: At this share of the learning rate, decoders have not been seen to silence themselves.

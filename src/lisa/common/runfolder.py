@@ -33,6 +33,10 @@ _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 
 
+#: Title of the column of a grid of samples that the side network has a part in.
+CONTROLLED = "with control"
+
+
 class RunFolder:
     """Paths and events of one run.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lisa.common.runfolder import CONTROLLED
 from lisa.compare.aligned import Comparison, Grid, Run
 
 _STEPS = 4  # rows of pictures in a report
@@ -66,12 +67,12 @@ def _spread(values: Sequence[int], most: int) -> list[int]:
 def _columns(runs: Sequence[Run], step: int) -> list[Column]:
     """Condition, frozen network alone, each arm, truth; whole grids where their layout is not known."""
     grids = {run.arm: run.samples[step] for run in runs}
-    if not all("with control" in grid.columns for grid in grids.values()):
+    if not all(CONTROLLED in grid.columns for grid in grids.values()):
         return [Column(arm, _uri(_open(grid))) for arm, grid in grids.items()]
     first = next(iter(grids.values()))
     columns = []
     for title in first.columns:
-        if title == "with control":
+        if title == CONTROLLED:
             columns += [Column(arm, _uri(_cut(grid, title))) for arm, grid in grids.items()]
         else:
             columns.append(Column(title, _uri(_cut(first, title))))
