@@ -62,7 +62,8 @@ def small(command: list[str]) -> list[str]:
 
 def test_every_command_of_the_readme_runs(tmp_path):
     assert len(commands()) >= 8
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
     pages = [
         README,
