@@ -52,11 +52,16 @@ ARMS = (
 )
 
 
+def steps_of(model: str, condition: str) -> tuple[int, int]:
+    """Steps, and steps between held-out readings."""
+    return OTHERWISE.get((model, condition), CONDITIONS[condition])
+
+
 def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path) -> list[str]:
     """What follows ``lisa``; the same for every job and every time."""
     named = [part for arm in arms for part in ("--arms", arm)]
     file = Path(os.path.relpath(HERE / "evidence" / f"{model}.yaml"))
-    steps, every = OTHERWISE.get((model, condition), CONDITIONS[condition])
+    steps, every = steps_of(model, condition)
     settings = [f"data.condition={condition}", f"train.steps={steps}", f"log.held_out_every={every}"]
     settings += SETTINGS.get((model, condition), [])
     return ["compare", str(file), *settings, *named, "--seeds", seeds, "--out", str(out)]
@@ -90,11 +95,13 @@ def checked_out() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
 
 
-def commits(out: Path, commit: str) -> list[str]:
-    """Those that have trained in ``out``, in order, with ``commit`` among them from now on."""
+def commits(out: Path, commit: str, arms: list[str], seeds: list[int], steps: int) -> list[str]:
+    """Those that have trained in ``out``, in order; from now on with ``commit``, unless nothing is left to train."""
     file = out / "commits.json"
     found = read_json(file) if file.is_file() else []
-    if commit not in found:
+    wanted = [out / arm.partition(":")[0] / f"seed-{seed}" / "summary.json" for arm in arms for seed in seeds]
+    done = all(summary.is_file() and read_json(summary)["steps"] == steps for summary in wanted)
+    if commit not in found and not done:
         write_json(file, found := [*found, commit])
     return found
 
@@ -140,8 +147,10 @@ def main() -> None:
 
     out = options.runs / f"{options.model}-{options.condition}"
     command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
-    trained_by = ", ".join(commits(out, checked_out()))
-    train(command, options.arms, list(range(options.seeds)), options.jobs)
+    seeds = list(range(options.seeds))
+    steps, _ = steps_of(options.model, options.condition)
+    trained_by = ", ".join(commits(out, checked_out(), options.arms, seeds, steps))
+    train(command, options.arms, seeds, options.jobs)
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
     names = [arm.partition(":")[0] for arm in options.arms]
     rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, trained_by)

@@ -119,6 +119,20 @@ def test_seeds_are_dealt_out(evidence, monkeypatch, broken):
         assert begun == ["plain:0,b:0", "plain:1,b:1"]
 
 
+def test_only_a_commit_that_trains_is_told(evidence, tmp_path):
+    file = tmp_path / "plain" / "seed-0" / "summary.json"
+    file.parent.mkdir(parents=True)
+
+    def told(commit):
+        return evidence.commits(tmp_path, commit, ["plain"], [0], 400)
+
+    assert told("a") == ["a"] and told("a") == ["a"]
+    file.write_text('{"steps": 200}')
+    assert told("b") == ["a", "b"]
+    file.write_text('{"steps": 400}')
+    assert told("c") == ["a", "b"]
+
+
 def test_the_page_has_the_newest_row_of_each(trained, page):
     file, _ = trained
     older = file.with_name(f"2020-01-01-{file.name[11:]}")
