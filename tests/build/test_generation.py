@@ -131,10 +131,10 @@ def types(monkeypatch):
     """What the parts of the pipelines are that pictures are made with."""
     seen = {}
 
-    def record(pipeline):
+    def record(pipeline, *solver):
         parts = {name: getattr(pipeline, name).dtype for name in ("unet", "controlnet", "text_encoder", "vae")}
         seen.update({name: str(dtype).removeprefix("torch.") for name, dtype in parts.items()})
-        fast_scheduler(pipeline)
+        fast_scheduler(pipeline, *solver)
 
     monkeypatch.setattr(generation, "fast_scheduler", record)
     return seen
@@ -166,6 +166,20 @@ def test_types_that_cannot_be(made, tmp_path):
     assert "unknown type 'bf16'" in refuse(replace(made[0], out=tmp_path / "x", dtype="bf16"))
     with pytest.raises(LisaError, match=r"flux-controlnet leaves float16's range.*--dtype bfloat16"):
         generation._dtype("float16", pair_spec("flux-controlnet"), [])
+
+
+def test_sampling_as_another_protocol_has_it(made, tmp_path):
+    """It is told beside the pictures, and pictures made otherwise are others."""
+    asked = replace(made[0], out=tmp_path, count=1, guidance=3.0, solver="unipc", negative_prompt="a b")
+    generate(asked)
+    told = json.loads((tmp_path / "settings.json").read_text())
+    assert (told["solver"], told["negative_prompt"]) == ("unipc", "a b")
+    for other in ({"solver": "dpm++"}, {"negative_prompt": "a"}):
+        assert "was not made with these settings" in refuse(replace(asked, **other))
+    assert "at guidance 1 makes no difference" in refuse(replace(made[0], out=tmp_path / "x", negative_prompt="a"))
+    assert "unknown solver 'x'" in refuse(replace(made[0], out=tmp_path / "x", solver="x"))
+    with pytest.raises(LisaError, match="FluxControlNetPipeline makes no use of a negative prompt"):
+        generation._check_sampling(asked, pair_spec("flux-controlnet"))
 
 
 @pytest.fixture

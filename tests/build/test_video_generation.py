@@ -58,7 +58,7 @@ def test_a_branch_in_16_bits_keeps_in_float32_what_its_class_keeps(tmp_path, mon
     run = trained(tmp_path, "wan-vace", tiny_wan.make_folder, **changes)
     seen = {}
 
-    def record(pipeline):
+    def record(pipeline, *solver):
         seen.update({name: value.dtype for name, value in pipeline.transformer.named_parameters()})
         fast_scheduler(pipeline)
 
@@ -133,7 +133,7 @@ def test_large_frames_are_decoded_some_at_a_time(run, tmp_path, monkeypatch, req
     """No more pixels at once than an autoencoder is given in training."""
     decoded, record = [], generation.fast_scheduler
 
-    def watched(pipeline):
+    def watched(pipeline, *solver):
         decode = pipeline.vae.decode
         pipeline.vae.decode = lambda part, **more: decoded.append(len(part)) or decode(part, **more)
         record(pipeline)

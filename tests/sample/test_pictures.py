@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from PIL import Image
 
 import tiny
+from lisa.common.errors import LisaError
 from lisa.pairs import PipelineCall
 from lisa.sample.grids import grid, labelled_grid, save_png, titled_rows
 from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
@@ -54,6 +56,49 @@ def requests(count):
 def draw(pipeline, wanted, **settings):
     options = {"steps": 2, "guidance": 1.0, "batch_size": 4, **settings}
     return [picture for _, picture in sample_pictures(pipeline, wanted, SamplerSettings(**options), PipelineCall())]
+
+
+def test_solver_and_negative_prompt_are_the_pipelines(sd_small):
+    """The picture of the stock pipeline with that scheduler of diffusers and that prompt, to the last bit."""
+    pair = tiny.make_pair(sd_small)
+    (wanted,) = requests(1)
+    made, stock = pair.pipeline(), pair.pipeline()
+    fast_scheduler(made, "unipc")
+    stock.scheduler = UniPCMultistepScheduler.from_config(stock.scheduler.config)
+    (picture,) = draw(made, [wanted], steps=5, guidance=4.0, negative_prompt="b")
+    for module in (stock.unet, stock.controlnet, stock.vae, stock.text_encoder):
+        module.requires_grad_(True)
+    expected = stock(
+        "a",
+        Image.fromarray(wanted.condition),
+        height=32,
+        width=32,
+        negative_prompt="b",
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    assert np.array_equal(picture, (expected * 255).round().astype(np.uint8))
+    for other in ({"negative_prompt": "c"}, {}):
+        assert not np.array_equal(draw(made, [wanted], steps=5, guidance=4.0, **other)[0], picture)
+    fast_scheduler(made)
+    assert not np.array_equal(draw(made, [wanted], steps=5, guidance=4.0, negative_prompt="b")[0], picture)
+
+
+def test_a_solver_that_cannot_be(sd_small):
+    pipeline = tiny.make_pair(sd_small).pipeline()
+    own = type(pipeline.scheduler)
+    fast_scheduler(pipeline, "own")
+    assert type(pipeline.scheduler) is own
+    with pytest.raises(LisaError, match=r"unknown solver 'ddim'.*dpm\+\+, unipc, own"):
+        fast_scheduler(pipeline, "ddim")
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    fast_scheduler(pipeline)
+    fast_scheduler(pipeline, "own")
+    assert type(pipeline.scheduler) is FlowMatchEulerDiscreteScheduler
+    with pytest.raises(LisaError, match="the solver unipc cannot take the place of FlowMatchEuler"):
+        fast_scheduler(pipeline, "unipc")
 
 
 def test_every_picture_has_its_own_seed(pipeline):

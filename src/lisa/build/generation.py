@@ -27,7 +27,7 @@ from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
+from lisa.sample.pictures import FAST, SOLVERS, Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.network_settings import ModelSettings
@@ -44,6 +44,8 @@ class GenerateOptions:
         image: for conditions of clips that go on from a picture: this picture, or a folder of them.
         rate: frames per second that such a network is told; None: the clip's own, or what the run was trained at.
         motion: likewise its motion bucket id, 127 for conditions.
+        negative_prompt: what guidance leads away from; None: from no text.
+        solver: one of :data:`lisa.sample.pictures.SOLVERS`.
         scale: multiplies the weights of all side networks.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
@@ -65,6 +67,8 @@ class GenerateOptions:
     count: int | None = None
     steps: int = 20
     guidance: float = 3.0
+    negative_prompt: str | None = None
+    solver: str = FAST
     scale: float = 1.0
     seed: int = 0
     batch: int = 8
@@ -84,8 +88,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         ``out``, ``made``, ``kept`` and ``settings``.
 
     Raises:
-        LisaError: nothing to load, no condition or prompt, mismatched sizes, a type that the family cannot run in, or
-            a picture made with other settings.
+        LisaError: nothing to load, no condition or prompt, mismatched sizes, a type that the family cannot run in, a
+            solver or negative prompt that makes no difference to it, or a picture made with other settings.
     """
     run = read_run(options.run) if options.run is not None else None
     sides = choose_sides(options.run, _listed(options.side))
@@ -94,6 +98,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     if len(sides) > 1:
         check_container(spec)
     runs = [run, *[side.config for side in sides]]
+    _check_sampling(options, spec)
     dtype = _dtype(options.dtype, spec, runs)
     quantize = _quantize(options.quantize, dtype, model, runs, progress)
     requests = _requests(options, run, sides, spec.call)
@@ -106,6 +111,10 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         "guidance": options.guidance,
         "scale": _one_or_all(scales),
     }
+    if options.negative_prompt is not None:
+        settings["negative_prompt"] = options.negative_prompt
+    if options.solver != FAST:
+        settings["solver"] = options.solver
     if dtype != "float32":
         settings["dtype"] = dtype
     if quantize != "none":
@@ -121,16 +130,29 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         if progress is not None and spec.call.clips and (note := shorter_clips(todo, sides)):
             progress(note)
         pipeline.to(_device())
-        fast_scheduler(pipeline)
+        fast_scheduler(pipeline, options.solver)
         rates = {request.rate for request in requests} if spec.call.clips else set()
         told = {"rate": rates.pop()} if len(rates) == 1 else {}
         write_json(options.out / "settings.json", {**settings, **told})
-        sampler = SamplerSettings(options.steps, options.guidance, _one_or_all(scales, tuple), options.batch)
+        scale = _one_or_all(scales, tuple)
+        sampler = SamplerSettings(options.steps, options.guidance, scale, options.batch, options.negative_prompt)
         for number, (request, made) in enumerate(sample_requests(pipeline, todo, sampler, call), start=1):
             outputs.write(request, made, stamps[request.key])
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {outputs.place(request)}")
     return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
+
+
+def _check_sampling(options: GenerateOptions, spec: PairSpec) -> None:
+    choose("solver", options.solver, SOLVERS)
+    if options.negative_prompt is None:
+        return
+    if not spec.call.negates:
+        raise LisaError(f"{spec.pipeline_name} makes no use of a negative prompt", "Leave out --negative-prompt")
+    if options.guidance <= 1:
+        raise LisaError(
+            f"a negative prompt at guidance {options.guidance:g} makes no difference", "Give --guidance above 1"
+        )
 
 
 def _requests(

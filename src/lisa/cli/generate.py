@@ -50,6 +50,12 @@ def generate(
     count: Annotated[int | None, typer.Option("--count", min=1, help="At most that many pictures.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1: none.")] = 3.0,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", help="What guidance leads away from; else from no text.")
+    ] = None,
+    solver: Annotated[
+        str, typer.Option("--solver", help="dpm++ (DPM-Solver++), unipc, or own: the model's scheduler.")
+    ] = "dpm++",
     scale: Annotated[
         float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
     ] = 1.0,
@@ -90,6 +96,8 @@ def generate(
         count=count,
         steps=steps,
         guidance=guidance,
+        negative_prompt=negative_prompt,
+        solver=solver,
         scale=scale,
         seed=seed,
         batch=batch,

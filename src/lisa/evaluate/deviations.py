@@ -10,7 +10,7 @@ from lisa.evaluate.published import Published
 
 _SIZE = (512, 512)
 _SAMPLING = {"steps": 20, "guidance": 7.5}
-_NEGATIVE = "'worst quality, low quality'"
+_SOLVER, _NEGATIVE = "unipc", "worst quality, low quality"
 
 
 def deviations(
@@ -38,7 +38,7 @@ def deviations(
     if settings is None:
         found.append(
             "how the pictures were sampled is not known: there is no settings.json beside them "
-            f"(published: 20 steps of UniPC, guidance 7.5, the negative prompt {_NEGATIVE})"
+            f"(published: 20 steps of UniPC, guidance 7.5, the negative prompt {_NEGATIVE!r})"
         )
     else:
         found += [
@@ -46,6 +46,10 @@ def deviations(
             for name, value in _SAMPLING.items()
             if settings.get(name) != value
         ]
-        found.append("sampled with lisa generate's solver (published: UniPC)")
-        found.append(f"no negative prompt (published: {_NEGATIVE})")
+        solver, negative = settings.get("solver", "dpm++"), settings.get("negative_prompt")
+        if solver != _SOLVER:
+            found.append(f"sampled with the solver {solver} (published: {_SOLVER})")
+        if negative != _NEGATIVE:
+            mine = "no negative prompt" if negative is None else f"the negative prompt {negative!r}"
+            found.append(f"{mine} (published: {_NEGATIVE!r})")
     return [*found, "one picture per condition (published: 4)"]

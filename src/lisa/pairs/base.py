@@ -143,6 +143,7 @@ class PipelineCall:
         guidance: of classifier-free guidance.
         guidance_offset: added to it, for pipelines in which no guidance is not 1.
         negative: the prompt of no text, for pipelines that guide only where they are given one.
+        negates: whether a negative prompt makes a difference to it, guidance being on.
         network: of the side network, when the pipeline is made (``from_pretrained(..., controlnet=side)``).
         more: further arguments.
         one_at_a_time: whether pictures of one batch would influence each other, so that each is made alone.
@@ -162,6 +163,7 @@ class PipelineCall:
     guidance: str = "guidance_scale"
     guidance_offset: float = 0.0
     negative: str | None = None
+    negates: bool = True
     network: str = "controlnet"
     more: Mapping[str, Any] = field(default_factory=dict)
     one_at_a_time: bool = False

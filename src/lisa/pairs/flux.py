@@ -69,9 +69,11 @@ FLUX_CONTROLNET = PairSpec(
     overflows_in_fp16="T5 is clipped, and pictures change",
     verified_by=(*CONFORMANCE, "dev and schnell, with single blocks and without", TOGETHER),
     # Its guidance_scale is the embedded guidance, as everyone who samples from Flux knows it; none where not distilled.
+    # It leads away from nothing.
     # Of several ControlNets it reads the first one's configuration, and their residuals are added block by block.
     call=PipelineCall(
         image="control_image",
+        negates=False,
         container="FluxMultiControlNetModel",
         agree=("num_layers", "num_single_layers", "guidance_embeds"),
     ),

@@ -66,6 +66,7 @@ SVD_CONTROLNET = PairSpec(
     call=PipelineCall(
         image="conditioning_frames",
         guidance="max_guidance_scale",
+        negates=False,
         takes_tensors=True,
         clips=True,
         begins="frame",

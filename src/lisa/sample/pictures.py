@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lisa.common.errors import LisaError
+from lisa.common.errors import LisaError, choose
 from lisa.core.frames import frames_together
 from lisa.data.samples import Sample
 from lisa.pairs import PipelineCall
@@ -66,26 +66,42 @@ class Request:
 class SamplerSettings:
     """``steps`` of the sampler, classifier-free ``guidance`` (1: none), ``control_scale`` of the residuals.
 
-    Where there are several side networks, ``control_scale`` has a value for each.
+    Where there are several side networks, ``control_scale`` has a value for each. Guidance leads away from the
+    ``negative_prompt``; None: from no text.
     """
 
     steps: int = 20
     guidance: float = 3.0
     control_scale: float | tuple[float, ...] = 1.0
     batch_size: int = 16
+    negative_prompt: str | None = None
 
 
-def fast_scheduler(pipeline: Any) -> None:
-    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps.
+#: Solvers by name, and their classes of diffusers; ``own`` is the model's.
+SOLVERS = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "own": None}
+FAST = "dpm++"
+
+
+def fast_scheduler(pipeline: Any, solver: str = FAST) -> None:
+    """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Or another of :data:`SOLVERS`.
 
     EDM models keep their own scheduler, and so do flows whose scheduler has no ``beta_schedule`` (Euler's). UniPC's and
-    DPM's configurations have one, and tell flow and shift as well: there DPM-Solver++ solves the same flow.
-    """
-    from diffusers import DPMSolverMultistepScheduler
+    DPM's configurations have one, and tell flow and shift as well: there the solver solves the same flow.
 
-    config = pipeline.scheduler.config
-    if "beta_schedule" in config and config.get("timestep_type") != "continuous":
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    Raises:
+        LisaError: another solver than the usual one was asked for, and the model keeps its own.
+    """
+    import diffusers
+
+    config, name = pipeline.scheduler.config, SOLVERS[choose("solver", solver, SOLVERS)]
+    exchangeable = "beta_schedule" in config and config.get("timestep_type") != "continuous"
+    if name is not None and exchangeable:
+        pipeline.scheduler = getattr(diffusers, name).from_config(config)
+    elif name is not None and solver != FAST:
+        raise LisaError(
+            f"the solver {solver} cannot take the place of {type(pipeline.scheduler).__name__} (a flow or EDM)",
+            "Leave it out: this model keeps its own",
+        )
     pipeline.set_progress_bar_config(disable=True)
 
 
@@ -122,7 +138,7 @@ def sample_pictures(
                 output_type="np",
                 **_control(chosen, settings.control_scale, call),
                 **{call.guidance: settings.guidance + call.guidance_offset},
-                **({} if call.negative is None else {"negative_prompt": [call.negative] * len(chosen)}),
+                **_negative(settings, call, [request.prompt for request in chosen]),
                 **call.more,
             ).images
         yield from zip(chosen, _to_bytes(np.asarray(images), chosen), strict=True)
@@ -156,9 +172,18 @@ def sample_clips(
                 **pace,
                 **({call.chunk: frames_together(height, width)} if call.chunk else {}),
                 **{call.guidance: settings.guidance + call.guidance_offset},
+                **_negative(settings, call, request.prompt),
                 **call.more,
             ).frames
         yield request, _to_bytes(np.asarray(clips), [request])[0]
+
+
+def _negative(settings: SamplerSettings, call: PipelineCall, prompts: str | list[str]) -> dict[str, Any]:
+    """The negative prompt, once per prompt; nothing where the pipeline's own will do."""
+    text = call.negative if settings.negative_prompt is None else settings.negative_prompt
+    if text is None:
+        return {}
+    return {"negative_prompt": text if isinstance(prompts, str) else [text] * len(prompts)}
 
 
 def _start(request: Request) -> tuple[Any, dict[str, Any]]:
