@@ -5,7 +5,8 @@
 Trains with ``lisa compare`` in RUNS/MODEL-CONDITION, by the settings of ``benchmarks/evidence/MODEL.yaml``, and writes
 one JSON of rows under ``benchmarks/results/``, from which ``docs/make_evidence.py`` makes the page. Started again, it
 goes on where it was. ``--jobs``: seeds trained at the same time, each in a share of the cores; arms of one seed follow
-each other, so that times per step are comparable between them. ``commits.json`` there: the code that has trained.
+each other, so that times per step are comparable between them. ``commits.json`` there: the code that was checked out
+when it was started; leave it so until it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from threading import Event
 from typing import Any
 
 from lisa.common.files import read_json, write_json
-from lisa.compare.aligned import read_comparison
+from lisa.compare.aligned import read_comparison, read_run
 from lisa.compare.results import summarise
 
 HERE = Path(__file__).parent
@@ -95,15 +96,22 @@ def checked_out() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
 
 
-def commits(out: Path, commit: str, arms: list[str], seeds: list[int], steps: int) -> list[str]:
-    """Those that have trained in ``out``, in order; from now on with ``commit``, unless nothing is left to train."""
+def commits(out: Path, commit: str | None = None) -> list[str]:
+    """Those that have trained in ``out``, in order; from now on with ``commit``, if one is given."""
     file = out / "commits.json"
     found = read_json(file) if file.is_file() else []
-    wanted = [out / arm.partition(":")[0] / f"seed-{seed}" / "summary.json" for arm in arms for seed in seeds]
-    done = all(summary.is_file() and read_json(summary)["steps"] == steps for summary in wanted)
-    if commit not in found and not done:
+    if commit is not None and commit not in found:
         write_json(file, found := [*found, commit])
     return found
+
+
+def complete(out: Path, arms: list[str], seeds: list[int], steps: int) -> bool:
+    """Whether nothing is left to train: every run has its steps, or diverged."""
+    places = [(arm.partition(":")[0], seed) for arm in arms for seed in seeds]
+    if not all((out / arm / f"seed-{seed}" / "config.yaml").is_file() for arm, seed in places):
+        return False
+    runs = [read_run(out / arm / f"seed-{seed}", arm, seed) for arm, seed in places]
+    return all(run.counts and (run.state == "diverged" or run.settings["train.steps"] == steps) for run in runs)
 
 
 def over_start(out: Path, arms: list[str]) -> dict[str, Any]:
@@ -143,16 +151,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--commit", help="that trains or has trained, where it is not the one checked out")
     options = parser.parse_args()
 
     out = options.runs / f"{options.model}-{options.condition}"
     command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
     seeds = list(range(options.seeds))
     steps, _ = steps_of(options.model, options.condition)
-    trained_by = ", ".join(commits(out, checked_out(), options.arms, seeds, steps))
-    train(command, options.arms, seeds, options.jobs)
+    if options.commit is not None:
+        commits(out, options.commit)
+    if not complete(out, options.arms, seeds, steps):
+        commits(out, options.commit or checked_out())
+        train(command, options.arms, seeds, options.jobs)
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
     names = [arm.partition(":")[0] for arm in options.arms]
+    trained_by = ", ".join(commits(out)) or parser.error(f"which commit has trained {out}? Give it with --commit")
     rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, trained_by)
     write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
 

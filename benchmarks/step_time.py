@@ -44,7 +44,7 @@ def make_arm(overlay: dict, model: str, batch: int, size: int, device: torch.dev
     torch.manual_seed(0)
     pair = build_pair(config)
     aligner, schedule = build_alignment(config, pair)
-    pair.main.to(device, torch.float32)
+    pair.main.to(device)  # the frozen network as it is stored: in 16 bits beside bf16
     pair.side.module.to(device).train()
     optimizer, clip = build_optimizer(config, pair, aligner, device)
     step = ControlStep(pair, aligner, aligner, schedule, LearningMeter(), Draws(0), 0.1)

@@ -119,18 +119,24 @@ def test_seeds_are_dealt_out(evidence, monkeypatch, broken):
         assert begun == ["plain:0,b:0", "plain:1,b:1"]
 
 
-def test_only_a_commit_that_trains_is_told(evidence, tmp_path):
-    file = tmp_path / "plain" / "seed-0" / "summary.json"
-    file.parent.mkdir(parents=True)
+def test_only_a_commit_that_trains_is_told(trained, evidence, tmp_path, monkeypatch):
+    """Not one that writes the rows of what is there already; and none is made up."""
+    file, asked = trained
+    out = tmp_path / "runs" / "tiny-sd-skeleton"
 
-    def told(commit):
-        return evidence.commits(tmp_path, commit, ["plain"], [0], 400)
+    def trainings():
+        return [command[0] for command in asked].count("compare")
 
-    assert told("a") == ["a"] and told("a") == ["a"]
-    file.write_text('{"steps": 200}')
-    assert told("b") == ["a", "b"]
-    file.write_text('{"steps": 400}')
-    assert told("c") == ["a", "b"]
+    assert trainings() == 1, "runs of fewer steps are trained on"
+    monkeypatch.setitem(evidence.CONDITIONS, "skeleton", (1000, 50))
+    evidence.main()
+    assert trainings() == 1 and evidence.commits(out) == ["0000fff", "abc1234-dirty"]
+    (out / "commits.json").unlink()
+    with pytest.raises(SystemExit):
+        evidence.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--commit", "1234567"])
+    evidence.main()
+    assert {row["commit"] for row in json.loads(file.read_text("utf-8"))["rows"]} == {"1234567"}
 
 
 def test_the_page_has_the_newest_row_of_each(trained, page):

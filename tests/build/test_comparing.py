@@ -17,6 +17,7 @@ from lisa.build import comparing
 from lisa.build.arms import parse_arms
 from lisa.build.comparing import make_plan, parse_only, parse_seeds, train_in_process, train_runs
 from lisa.common.errors import LisaError
+from lisa.common.runfolder import RunFolder
 from lisa.compare.aligned import read_comparison
 from lisa.compare.report import write_report
 from lisa.compare.results import summarise
@@ -177,37 +178,80 @@ def test_stopped_and_continued(compared, sd_small, tmp_path, monkeypatch):
         runs.assert_same(compared[0] / arm / "seed-0", out / arm / "seed-0")
 
 
-def test_finished_runs_go_on_with_more_steps(compared, sd_small, tmp_path):
-    """As if so many had been asked for at once, but for the pictures that were drawn where they ended."""
-    out = tmp_path / "longer"
-    shutil.copytree(compared[0], out)
-    whole = plan(tmp_path / "whole", sd_small, seeds="1", train__steps=6)
-    assert train_runs(whole, launch=here)
-    assert train_runs(plan(out, sd_small, seeds="1", train__steps=6), launch=here)
-    for arm in ("plain", "lisa"):
-        runs.assert_same(tmp_path / "whole" / arm / "seed-0", out / arm / "seed-0")
-    assert train_runs(plan(out, sd_small, seeds="1", train__steps=6), launch=never)
+@pytest.fixture(scope="module")
+def longer(sd_small, tmp_path_factory):
+    """Runs of six steps, averaged and read every third; one of an alignment that stops by what is read."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert train_runs(plan(out, sd_small, ARMS_THAT_READ, "1", train__steps=6, **LONGER), launch=here)
+    return out
+
+
+ARMS_THAT_READ = "plain,early-stop"
+LONGER = {"log__held_out_every": 3, "train__ema": 0.5, "align__min_delta": 100.0, "align__patience": 1}
+
+
+def test_finished_runs_go_on_with_more_steps(longer, sd_small, tmp_path):
+    """To the readings and weights of so many steps at once; those that have not got there are unfinished."""
+    out = tmp_path / "out"
+
+    def asked(steps):
+        return plan(out, sd_small, ARMS_THAT_READ, "1", train__steps=steps, **LONGER)
+
+    assert train_runs(asked(3), launch=here)
+    assert train_runs(asked(6), {("plain", 0)}, launch=here)
+    part = write_report([out], out)
+    assert part["steps"] == 6 and part["arms"][1]["unfinished"] == {"0": 3}
+    assert "early-stop: seed 0 is not finished (step 3 of 6) and is left out." in part["notes"]
+    assert not any("early-stop, seed 0" in note for note in part["notes"]), "figures of fewer steps are none"
+    assert train_runs(asked(6), launch=here)
+    for arm in ("plain", "early-stop"):
+        runs.assert_same(longer / arm / "seed-0", out / arm / "seed-0")
+    assert train_runs(asked(6), launch=never)
     with pytest.raises(LisaError, match=r"train\.steps is 3 now, it was 6"):  # they do not go back
-        train_runs(plan(out, sd_small, seeds="1"), launch=never)
+        train_runs(asked(3), launch=never)
+
+
+def test_one_that_diverged_does_not_go_on(longer, sd_small, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(longer, out)
+    run = out / "early-stop" / "seed-0"
+    RunFolder(run).log(6, "stopped", {"reason": "not finite"})
+    (run / "summary.json").unlink()
+    begun = []
+
+    def launch(file, stop):
+        begun.append(yaml.safe_load(file.read_text())["out"])
+        return here(file, stop)
+
+    assert train_runs(plan(out, sd_small, ARMS_THAT_READ, "1", train__steps=9, **LONGER), launch=launch)
+    assert begun == [str(out / "plain" / "seed-0")]
+    summary = write_report([out], out)
+    assert summary["arms"][1]["diverged"] == [0] and summary["arms"][1]["final_gain"] is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "arm"),
+    ("changes", "arm", "why"),
     [
-        ({"train__lr_schedule": "cosine"}, "plain"),
-        ({"align__schedule": "cosine"}, "lisa"),
-        ({"train__warmup": 5}, "plain"),
+        ({"train__lr_schedule": "cosine"}, "plain", "train.lr_schedule=cosine ends with"),
+        ({"align__schedule": "cosine"}, "lisa", "align.schedule=cosine ends with"),
+        ({"train__warmup": 5}, "plain", "train.warmup=5 was not over after 3"),
+        ({"log__held_out_every": 2}, "plain", "at step 3 there was a reading that log.held_out_every=2"),
+        ({"train__lr_schedule": "constant", "train__warmup": 5}, "plain", None),
     ],
 )
-def test_schedules_that_end_do_not_go_on(compared, sd_small, tmp_path, changes, arm):
+def test_what_keeps_a_run_from_going_on(compared, sd_small, tmp_path, changes, arm, why):
     out = tmp_path / "out"
     run = out / arm / "seed-0"
     shutil.copytree(compared[0] / arm / "seed-0", run)
     there = plan(out, sd_small, arm, "1", **changes).configs[arm, 0]
     comparing.save_settings(there.model_copy(update={"resume": None}), run / "config.yaml")
     assert train_runs(plan(out, sd_small, arm, "1", **changes), launch=never)
-    with pytest.raises(LisaError, match=r"train.steps is 6 now, it was 3.*More steps go on where"):
-        train_runs(plan(out, sd_small, arm, "1", train__steps=6, **changes), launch=never)
+    more = plan(out, sd_small, arm, "1", train__steps=6, **changes)
+    if why is None:
+        assert train_runs(more, launch=lambda *_: 0)
+    else:
+        with pytest.raises(LisaError, match=rf"train\.steps is 6 now, it was 3.*cannot go on with more steps: {why}"):
+            train_runs(more, launch=never)
 
 
 @pytest.mark.parametrize(

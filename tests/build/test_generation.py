@@ -12,7 +12,7 @@ import torch
 
 import lisa
 import runs
-from lisa.build import generation
+from lisa.build import generation, sampling_choices
 from lisa.build.evaluation import evaluate
 from lisa.build.generation import GenerateOptions, generate
 from lisa.common.errors import LisaError
@@ -165,7 +165,7 @@ def test_a_run_in_16_bits_is_sampled_in_them(finished_run, types, tmp_path):
 def test_types_that_cannot_be(made, tmp_path):
     assert "unknown type 'bf16'" in refuse(replace(made[0], out=tmp_path / "x", dtype="bf16"))
     with pytest.raises(LisaError, match=r"flux-controlnet leaves float16's range.*--dtype bfloat16"):
-        generation._dtype("float16", pair_spec("flux-controlnet"), [])
+        sampling_choices.choose_dtype("float16", pair_spec("flux-controlnet"), [])
 
 
 def test_sampling_as_another_protocol_has_it(made, tmp_path):
@@ -173,13 +173,13 @@ def test_sampling_as_another_protocol_has_it(made, tmp_path):
     asked = replace(made[0], out=tmp_path, count=1, guidance=3.0, solver="unipc", negative_prompt="a b")
     generate(asked)
     told = json.loads((tmp_path / "settings.json").read_text())
-    assert (told["solver"], told["negative_prompt"]) == ("unipc", "a b")
+    assert (told["scheduler"], told["negative_prompt"]) == ("UniPCMultistepScheduler", "a b")
     for other in ({"solver": "dpm++"}, {"negative_prompt": "a"}):
         assert "was not made with these settings" in refuse(replace(asked, **other))
     assert "at guidance 1 makes no difference" in refuse(replace(made[0], out=tmp_path / "x", negative_prompt="a"))
     assert "unknown solver 'x'" in refuse(replace(made[0], out=tmp_path / "x", solver="x"))
     with pytest.raises(LisaError, match="FluxControlNetPipeline makes no use of a negative prompt"):
-        generation._check_sampling(asked, pair_spec("flux-controlnet"))
+        sampling_choices.check_sampling("unipc", "a", 3.0, pair_spec("flux-controlnet"))
 
 
 @pytest.fixture

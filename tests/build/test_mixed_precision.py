@@ -16,7 +16,7 @@ import tiny
 from conformance import row as rows
 from conformance import tiny_sana, tiny_sd3, tiny_sdxl, tiny_zimage
 from lisa.build import parts
-from lisa.build.launch import under_autocast
+from lisa.build.launch import session
 from lisa.build.training import _prepare
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
@@ -65,13 +65,19 @@ def test_accelerate_leaves_nothing_on_the_module(sd_small):
 @pytest.mark.parametrize(("precision", "fused"), [("no", True), ("bf16", False)])
 def test_attention_on_the_cpu(precision, fused):
     """In bfloat16 in its parts, which is faster there; what people have set is back afterwards."""
+    with session(check_settings(TrainConfig, {"train": {"mixed_precision": precision}, "log": {"tracker": "none"}})):
+        assert torch.backends.cuda.flash_sdp_enabled() == fused
+    assert torch.backends.cuda.flash_sdp_enabled()
 
-    def step(batch, number):
-        return torch.backends.cuda.flash_sdp_enabled(), torch.is_autocast_enabled("cpu")
 
-    call = under_autocast(step, Accelerator(cpu=True, mixed_precision=precision))
-    assert call(None, 0) == (fused, not fused)
-    assert torch.backends.cuda.flash_sdp_enabled() and not torch.is_autocast_enabled("cpu")
+def test_what_is_recomputed_comes_from_the_same_kernel(sd_small, tmp_path):
+    """Checkpointing runs parts of the network again in the backward pass, and refuses what comes out otherwise."""
+    changes = {"train__mixed_precision": "bf16", "train__learning_rate": 1e-2}
+    for name, recomputed in (("kept", False), ("recomputed", True)):
+        runs.train(tmp_path / name, sd_small, side__gradient_checkpointing=recomputed, **changes)
+    ours, theirs = (runs.weights(tmp_path / name) for name in ("kept", "recomputed"))
+    names = [name for name in ours if name.startswith("side_network")]
+    assert names and all(ours[name] == theirs[name] for name in names)
 
 
 class Itself(torch.nn.Module):

@@ -31,6 +31,18 @@ def test_weight_zero_is_the_plain_arm(sd_small, tmp_path):
     assert "none (plain)" in (tmp_path / "zero" / "side_network" / "README.md").read_text()
 
 
+def test_the_main_loss_can_be_weighted(sd_small, tmp_path):
+    """And the card says so; without, it is as before."""
+    losses, cards = {}, {}
+    for gamma in (None, 0.01):
+        out = tmp_path / str(gamma)
+        train(out, sd_small, align__enabled=False, train__snr_gamma=gamma)
+        losses[gamma] = [event["loss"] / event["mse"] for event in runs.events(out, "train")]
+        cards[gamma] = (out / "side_network" / "README.md").read_text()
+    assert losses[None] == [1, 1] and max(losses[0.01]) < 0.9
+    assert "gamma 0.01" in cards[0.01] and "min-SNR" not in cards[None]
+
+
 def test_arms_start_alike_and_see_the_same(sd_small, tmp_path, monkeypatch, finished_run):
     """Same initial weights, order of data, noise, noise levels and dropout; the alignment differs."""
     seen = {}

@@ -21,6 +21,7 @@ import runs
 from conformance import tiny_animatediff, tiny_svd, tiny_wan
 from lisa.build import comparing, parts
 from lisa.build.chosen import read_run
+from lisa.build.result import TITLES
 from lisa.cli.app import app
 from lisa.common.runfolder import RunFolder
 from lisa.data.samples import unstack_pictures
@@ -80,7 +81,7 @@ def test_training_on_clips(name, folders, tmp_path):
     (drawn,) = run.read_events("samples")
     sheet = out / "samples" / drawn["path"]
     assert summary["picture"] == str(sheet)
-    columns = ["condition", "without control", "with control", "ground truth"]
+    columns = ["condition", *TITLES]
     assert drawn["grid"]["columns"] == columns
     with Image.open(out / "samples" / drawn["animation"]) as moving:
         assert moving.n_frames == read_run(out).data.frames and moving.size[0] < Image.open(sheet).size[0]

@@ -229,7 +229,7 @@ def test_what_is_not_as_published_is_said():
     published_weights = [{"source": "Intel/dpt-large", "revision": "x"}]
     reread = "true depth read off the true picture (published: the data set's own depth map)"
     always = [
-        "sampled with the solver dpm++ (published: unipc)",
+        "sampled with a scheduler that is not told (published: UniPCMultistepScheduler)",
         "no negative prompt (published: 'worst quality, low quality')",
         "one picture per condition (published: 4)",
     ]
@@ -242,13 +242,15 @@ def test_what_is_not_as_published_is_said():
         "steps 9 (published: 20)",
         *always,
     ]
-    followed = {"solver": "unipc", "negative_prompt": "worst quality, low quality"}
+    followed = {"scheduler": "UniPCMultistepScheduler", "negative_prompt": "worst quality, low quality"}
     assert deviations(protocol, [big], {"steps": 20, "guidance": 7.5, **followed}, published_weights) == [
         reread,
         always[-1],
     ]
     told = deviations(protocol, [big], {**followed, "negative_prompt": "bad"}, [])
     assert "the negative prompt 'bad' (published: 'worst quality, low quality')" in told
+    other = deviations(protocol, [big], {**followed, "scheduler": "FlowMatchEulerDiscreteScheduler"}, [])
+    assert "sampled with FlowMatchEulerDiscreteScheduler (published: UniPCMultistepScheduler)" in other
     unknown = deviations(protocol, [big], None, published_weights)[1]
     assert "not known" in unknown and "the negative prompt 'worst quality, low quality'" in unknown
     for each in published.FAMILIES["controlnet++"].values():

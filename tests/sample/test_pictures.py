@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -97,8 +99,9 @@ def test_a_solver_that_cannot_be(sd_small):
     fast_scheduler(pipeline)
     fast_scheduler(pipeline, "own")
     assert type(pipeline.scheduler) is FlowMatchEulerDiscreteScheduler
-    with pytest.raises(LisaError, match="the solver unipc cannot take the place of FlowMatchEuler"):
-        fast_scheduler(pipeline, "unipc")
+    for solver in ("unipc", "dpm++"):
+        with pytest.raises(LisaError, match=rf"the solver {re.escape(solver)} cannot take the place of FlowMatchEuler"):
+            fast_scheduler(pipeline, solver)
 
 
 def test_every_picture_has_its_own_seed(pipeline):

@@ -155,7 +155,11 @@ def test_no_teacher_in_the_warm_up(sd_small):
     step = make(sd_small)
     randomise_zero_modules(step.pair.side.module)
     step.options = AlignmentOptions(warmup=3, teacher=Teacher(step.pair, 0.5, 0.9))
+    with torch.no_grad():
+        step.pair.side.module.conv_in.bias.add_(1)
+    before = step.options.teacher._average[1].clone()
     assert counted(step, 2)[0] == {"main": 1, "side": 1}
+    assert not torch.equal(step.options.teacher._average[1], before), "it follows all the same"
     assert counted(step, 3)[0] == {"main": 3, "side": 2}
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from lisa.build import parts
 from lisa.build.arms import Arm
 from lisa.common.errors import LisaError
+from lisa.common.mappings import flat
 from lisa.common.runfolder import RunFolder
-from lisa.compare.aligned import of_the_place, read_run
+from lisa.compare.aligned import hindrance, of_the_place, read_run
 from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest
@@ -96,8 +97,8 @@ def train_runs(
     """Train what is not finished yet; true if all chosen runs are, false if it was asked to stop before.
 
     A run that was interrupted goes on from its checkpoint; so does one that is finished, where more steps are asked for
-    than it has and its schedules let it (the result is that of a run of so many steps). One that diverged is not tried
-    again.
+    than it has and nothing hinders it (:func:`lisa.compare.aligned.hindrance`): the readings and weights are those of a
+    run of so many steps. One that diverged is not tried again.
 
     Args:
         plan: from :func:`make_plan`.
@@ -250,21 +251,15 @@ def _check_same(config: TrainConfig) -> None:
     """A run that is there was made with the settings that it would be made with now, or is a beginning of that."""
     changed = changed_settings(RunFolder(config.out).config, config)
     before, steps = changed.get("train.steps", (0, 0))
-    if before < steps and _can_go_on(config, before):
+    hindered = hindrance(flat(config.model_dump(mode="json")), before) if before < steps else None
+    if before < steps and hindered is None:
         changed.pop("train.steps")
     told = [f"{name} is {now!r} now, it was {old!r}" for name, (old, now) in changed.items() if not _indifferent(name)]
     if told:
         remedy = "Use another --out, go back to these settings, or delete that folder to train it anew"
-        if before < steps:
-            remedy += ". More steps go on where nothing else is changed, and no schedule ends with the last step"
+        if hindered is not None:
+            remedy += f". It cannot go on with more steps: {hindered}"
         raise LisaError(f"{str(config.out)!r} was trained with other settings: {'; '.join(told)}", remedy)
-
-
-def _can_go_on(config: TrainConfig, steps: int) -> bool:
-    """Whether a run of ``steps`` is the beginning of this longer one: no schedule looks at how many there will be."""
-    settings = config.train
-    endless = settings.lr_schedule.startswith("constant") and settings.warmup <= steps
-    return endless and (not config.align.active or config.align.schedule != "cosine")
 
 
 def _indifferent(name: str) -> bool:
@@ -279,7 +274,8 @@ def _done(config: TrainConfig) -> bool:
     if not RunFolder(config.out).config.is_file():
         return False
     run = read_run(config.out, config.out.parent.name, config.seed)
-    return run.counts and run.settings["train.steps"] == config.train.steps
+    steps = run.settings.get("train.steps", config.train.steps)
+    return run.state == "diverged" or (run.state == "finished" and steps == config.train.steps)
 
 
 def _train(config: TrainConfig, stop: StopRequest, launch: Launch) -> int:

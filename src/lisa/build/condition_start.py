@@ -14,7 +14,6 @@ from lisa.processes.draws import Draws
 from lisa.sides.embedding import find_condition_embedding, init_condition_embedding
 from lisa.train.config import TrainConfig
 from lisa.train.dataset import EncodedData
-from lisa.train.precision import mixed_precision
 from lisa.train.step import ControlStep
 
 # Samples that are measured: as many as are no great load, within bounds.
@@ -38,7 +37,7 @@ def start_by_data(config: TrainConfig, pair: Pair, data: EncodedData, draws: Dra
 
     def run(rows: Sequence[int]) -> None:
         batch = data.collate(rows, [data.read(row, 0) for row in rows], accelerator.device)
-        with mixed_precision(accelerator):
+        with accelerator.autocast():
             pair.run_side(step.inputs(batch, 0)[0])
 
     size = config.train.batch_size

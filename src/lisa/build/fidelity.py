@@ -20,7 +20,6 @@ from lisa.evaluate import protocols
 from lisa.evaluate.runner import evaluate_images
 from lisa.train.config import TrainConfig
 from lisa.train.loop import Callback, Training
-from lisa.train.precision import mixed_precision
 
 #: Beside the weights in ``best/``: which reading they are of.
 RECORD = "best.json"
@@ -155,7 +154,7 @@ class FidelityReadings(Callback):
 
         def make() -> list[Any]:
             # As for the grids: autocast is for the side network.
-            with self.final_weights(), results.pair.main.encoders(), mixed_precision(results.accelerator):
+            with self.final_weights(), results.pair.main.encoders(), results.accelerator.autocast():
                 return results.pictures(self._samples[:count], results.config.sample.control_scale)
 
         return results.unless_broken(step, make)

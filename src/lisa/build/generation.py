@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from lisa.build import parts
-from lisa.build.checks import check_float16, check_positions, choose_control_type
+from lisa.build.checks import check_positions, choose_control_type
 from lisa.build.chosen import ChosenSide, choose_model, choose_sides, control_types, read_run
-from lisa.build.memory import check_quantized
 from lisa.build.outputs import ClipFiles, Outputs, PictureFiles
 from lisa.build.requests import file_requests, held_out_requests, read_prompts, shorter_clips
-from lisa.common.errors import LisaError, choose
+from lisa.build.sampling_choices import check_sampling, choose_dtype, choose_quantize
+from lisa.common.errors import LisaError
 from lisa.common.files import write_json
 from lisa.data.folders import hash_file
 from lisa.data.samples import content_hash
@@ -27,7 +27,7 @@ from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
-from lisa.sample.pictures import FAST, SOLVERS, Request, SamplerSettings, fast_scheduler, sample_requests
+from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.network_settings import ModelSettings
@@ -45,7 +45,7 @@ class GenerateOptions:
         rate: frames per second that such a network is told; None: the clip's own, or what the run was trained at.
         motion: likewise its motion bucket id, 127 for conditions.
         negative_prompt: what guidance leads away from; None: from no text.
-        solver: one of :data:`lisa.sample.pictures.SOLVERS`.
+        solver: one of :data:`lisa.sample.pictures.SOLVERS`; None: the fast one where the model can do with it.
         scale: multiplies the weights of all side networks.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
@@ -68,7 +68,7 @@ class GenerateOptions:
     steps: int = 20
     guidance: float = 3.0
     negative_prompt: str | None = None
-    solver: str = FAST
+    solver: str | None = None
     scale: float = 1.0
     seed: int = 0
     batch: int = 8
@@ -98,9 +98,9 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     if len(sides) > 1:
         check_container(spec)
     runs = [run, *[side.config for side in sides]]
-    _check_sampling(options, spec)
-    dtype = _dtype(options.dtype, spec, runs)
-    quantize = _quantize(options.quantize, dtype, model, runs, progress)
+    check_sampling(options.solver, options.negative_prompt, options.guidance, spec)
+    dtype = choose_dtype(options.dtype, spec, runs)
+    quantize = choose_quantize(options.quantize, dtype, model, runs, progress)
     requests = _requests(options, run, sides, spec.call)
     outputs: Outputs = ClipFiles(options.out) if spec.call.clips else PictureFiles(options.out)
     scales = tuple(options.scale * side.weight for side in sides)
@@ -113,7 +113,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     }
     if options.negative_prompt is not None:
         settings["negative_prompt"] = options.negative_prompt
-    if options.solver != FAST:
+    if options.solver is not None:
         settings["solver"] = options.solver
     if dtype != "float32":
         settings["dtype"] = dtype
@@ -132,7 +132,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         pipeline.to(_device())
         fast_scheduler(pipeline, options.solver)
         rates = {request.rate for request in requests} if spec.call.clips else set()
-        told = {"rate": rates.pop()} if len(rates) == 1 else {}
+        told = {"scheduler": type(pipeline.scheduler).__name__, **({"rate": rates.pop()} if len(rates) == 1 else {})}
         write_json(options.out / "settings.json", {**settings, **told})
         scale = _one_or_all(scales, tuple)
         sampler = SamplerSettings(options.steps, options.guidance, scale, options.batch, options.negative_prompt)
@@ -141,18 +141,6 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {outputs.place(request)}")
     return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
-
-
-def _check_sampling(options: GenerateOptions, spec: PairSpec) -> None:
-    choose("solver", options.solver, SOLVERS)
-    if options.negative_prompt is None:
-        return
-    if not spec.call.negates:
-        raise LisaError(f"{spec.pipeline_name} makes no use of a negative prompt", "Leave out --negative-prompt")
-    if options.guidance <= 1:
-        raise LisaError(
-            f"a negative prompt at guidance {options.guidance:g} makes no difference", "Give --guidance above 1"
-        )
 
 
 def _requests(
@@ -233,42 +221,6 @@ def _unfinished(
         if stamp is None:
             todo.append(request)
     return todo
-
-
-def _dtype(asked: str | None, spec: PairSpec, runs: Sequence[TrainConfig | None]) -> str:
-    """``asked``, or what the first run's main network was trained in."""
-    found = next((run.main_dtype for run in runs if run is not None), "float32")
-    dtype = choose("type", asked or found, ("float32", "bfloat16", "float16"))
-    if dtype == "float16":
-        check_float16("--dtype float16", spec, "Use --dtype bfloat16")
-    return dtype
-
-
-def _quantize(
-    asked: str | None,
-    dtype: str,
-    model: ModelSettings,
-    runs: Sequence[TrainConfig | None],
-    progress: Callable[[str], Any] | None,
-) -> str:
-    """``asked``, or how the first run's main network was read, if it can be read so here.
-
-    Raises:
-        LisaError: it was asked for and cannot be had: no bitsandbytes or CUDA, a single file, or float32.
-    """
-    found = next((run.model.quantize for run in runs if run is not None), "none")
-    quantize = choose("quantisation", asked or found, ("none", "int8", "nf4"))
-    try:
-        check_quantized(quantize, model.path)
-        if quantize != "none" and dtype == "float32":
-            raise LisaError(f"--quantize {quantize} computes in 16 bits", "Add --dtype bfloat16")
-    except LisaError as error:
-        if asked is not None:
-            raise
-        if progress is not None:
-            progress(f"the run's main network was in {found}; here it is read as it is: {error.problem}")
-        return "none"
-    return quantize
 
 
 def _device() -> torch.device:

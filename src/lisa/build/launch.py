@@ -18,7 +18,7 @@ from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
 from lisa.train.config import TrainConfig
-from lisa.train.precision import mixed_precision
+from lisa.train.precision import attention
 from lisa.train.settings import changed_settings, save_settings
 
 _NEW_PROCESS = "Start a new Python process, or use the same train.mixed_precision as before"
@@ -37,7 +37,8 @@ def session(config: TrainConfig) -> Iterator[Accelerator]:
     fresh = not AcceleratorState._shared_state
     accelerator = _accelerator(config)
     try:
-        yield accelerator
+        with attention(accelerator.device, accelerator.mixed_precision == "bf16"):
+            yield accelerator
     finally:
         # Not end_training(): it leaves the process group, which the next training could not safely join again.
         for tracker in accelerator.trackers:
@@ -121,7 +122,7 @@ def under_autocast(step: Any, accelerator: Accelerator) -> Any:
     """``step``, run in the training's mixed precision."""
 
     def call(batch: Any, number: int) -> Any:
-        with mixed_precision(accelerator):
+        with accelerator.autocast():
             return step(batch, number)
 
     return call

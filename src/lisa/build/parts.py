@@ -24,7 +24,7 @@ from lisa.build.memory import check_memory, make_networks
 from lisa.build.recomputing import recompute_activations
 from lisa.common.errors import LisaError
 from lisa.core.aligner import LikelihoodAligner
-from lisa.core.residual import MinSNRWeighting, NoiseLevelWeighting, WeightingContext
+from lisa.core.residual import NoiseLevelWeighting, make_weighting
 from lisa.core.schedule import WeightSchedule, make_schedule
 from lisa.data.clips import ClipFolder
 from lisa.data.samples import Part, Sample, Source, Subset, content_hash
@@ -221,8 +221,8 @@ def main_weighting(config: TrainConfig, pair: Pair) -> NoiseLevelWeighting | Non
     """Of the main loss by noise level, if there is to be any."""
     if config.train.snr_gamma is None:
         return None
-    process = pair.main.process
-    return MinSNRWeighting(WeightingContext(process.snr_of_decoder_time, process.prediction), config.train.snr_gamma)
+    process, gamma = pair.main.process, config.train.snr_gamma
+    return make_weighting("min-snr", snr=process.snr_of_decoder_time, prediction=process.prediction, gamma=gamma)
 
 
 def _attach(pair: Pair, layers: str | list[str], config: TrainConfig) -> LikelihoodAligner:

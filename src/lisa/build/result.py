@@ -32,7 +32,6 @@ from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState
-from lisa.train.precision import mixed_precision
 
 _T = TypeVar("_T")
 
@@ -157,7 +156,7 @@ class Results:
         if self.accelerator.is_main_process:
             with atomic_dir(self.run_folder.side_network) as folder:
                 self.save_side(folder, state.step)
-            with self.pair.main.encoders(), mixed_precision(self.accelerator):
+            with self.pair.main.encoders(), self.accelerator.autocast():
                 fidelities = self.unless_broken(state.step, self.fidelities) or {}
                 picture = self.picture or self.draw_samples(state.step)  # resumed after its last step: none drawn yet
             summary = {

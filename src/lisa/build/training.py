@@ -34,7 +34,6 @@ from lisa.train.config import TrainConfig
 from lisa.train.dataset import EncodedData, batches
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState, Training, run
-from lisa.train.precision import mixed_precision
 from lisa.train.settings import check_settings, load_settings
 from lisa.train.step import ControlStep
 
@@ -214,7 +213,7 @@ def _callbacks(
     def draw(step: int) -> None:
         if accelerator.is_main_process:
             # Autocast is for the side network; see sample_pictures.
-            with final_weights(), pair.main.encoders(), mixed_precision(accelerator):
+            with final_weights(), pair.main.encoders(), accelerator.autocast():
                 readings.results.draw_samples(step)
         accelerator.wait_for_everyone()
 

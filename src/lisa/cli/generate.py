@@ -54,8 +54,8 @@ def generate(
         str | None, typer.Option("--negative-prompt", help="What guidance leads away from; else from no text.")
     ] = None,
     solver: Annotated[
-        str, typer.Option("--solver", help="dpm++ (DPM-Solver++), unipc, or own: the model's scheduler.")
-    ] = "dpm++",
+        str | None, typer.Option("--solver", help="dpm++, unipc, or own (the model's); else dpm++ where it can be.")
+    ] = None,
     scale: Annotated[
         float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
     ] = 1.0,

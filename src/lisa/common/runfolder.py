@@ -29,12 +29,10 @@ from lisa.common.files import explain_disk_errors
 _MARKS = ("config.yaml", "events.jsonl", "checkpoints", "summary.json")
 # What a run writes, and therefore what replacing it removes: nothing else in the folder is ours to delete.
 _OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker", "analysis")
+#: In a grid of samples, the title of the column that the side network has a part in.
+CONTROLLED = "with control"
 _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
-
-
-#: Title of the column of a grid of samples that the side network has a part in.
-CONTROLLED = "with control"
 
 
 class RunFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,24 @@ def shared_by_arms(name: str) -> bool:
 def of_the_place(name: str) -> bool:
     """Whether the setting says where and how things are kept, and nothing about the result."""
     return _under(name, _PLACES)
+
+
+def hindrance(settings: Mapping[str, Any], steps: int) -> str | None:
+    """What keeps a run of so many ``steps`` from being the beginning of a longer one with these settings, if anything.
+
+    Schedules that look at how many steps there will be, or a reading at its end that the longer one would not make.
+    """
+    rate, every = settings.get("train.lr_schedule", "constant"), settings.get("log.held_out_every", 1)
+    if not rate.startswith("constant"):
+        return f"train.lr_schedule={rate} ends with the last step"
+    if rate != "constant" and settings.get("train.warmup", 0) > steps:
+        return f"train.warmup={settings['train.warmup']} was not over after {steps} steps"
+    aligned = settings.get("align.enabled", True) and settings.get("align.weight", 1) > 0
+    if aligned and settings.get("align.schedule") == "cosine":
+        return "align.schedule=cosine ends with the last step"
+    if steps % every:
+        return f"at step {steps} there was a reading that log.held_out_every={every} does not ask for"
+    return None
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,8 @@ def read_comparison(
 
     Raises:
         LisaError: there is no run, one cannot be read, the same run has been finished (or has diverged) twice, or
-            runs measure different things; the message names the setting.
+            runs measure different things; the message names the setting. (Runs of fewer steps than others have, which
+            may go on, are unfinished.)
     """
     runs: dict[tuple[str, int], Run] = {}
     for folder in folders:
@@ -161,8 +180,19 @@ def read_comparison(
             else f"there is no run in {', '.join(map(str, folders))}",
             "Runs are in FOLDER/<arm>/seed-<n>, as lisa compare writes them",
         )
+    longest = max(run.settings.get("train.steps", 0) for run in chosen.values())
+    chosen = {key: _of_the_longer(run, longest) for key, run in chosen.items()}
     _check_alike(list(chosen.values()))
     return Comparison(chosen, ordered, tuple(numbers), baseline)
+
+
+def _of_the_longer(run: Run, longest: int) -> Run:
+    """A run that is to go on with as many steps as the others have already, or are having."""
+    steps = run.settings.get("train.steps", longest)
+    if steps >= longest or hindrance(run.settings, steps) is not None:
+        return run
+    run = replace(run, settings={**run.settings, "train.steps": longest})
+    return run if run.state == "diverged" else replace(run, state="unfinished", summary={})
 
 
 def _read_folder(folder: Path) -> list[Run]:
@@ -188,15 +218,16 @@ def read_run(path: Path, arm: str, seed: int) -> Run:
         raise LisaError(f"{str(path)!r} was trained with seed {settings.get('seed')}", "Name the folder after its seed")
     events = list(folder.read_events())
     summary = read_json(folder.summary) if folder.summary.is_file() else {}
+    state = _state(settings, summary, events)
     readings = [event for event in events if event["kind"] == "held_out"]
     return Run(
         arm=arm,
         seed=seed,
         path=path,
         settings=settings,
-        state=_state(settings, summary, events),
+        state=state,
         step=max((int(event["step"]) for event in events), default=0),
-        summary=summary,
+        summary=summary if state == "finished" else {},  # else it is of fewer steps
         gain=_curve(readings, "control_gain"),
         gap=_curve(readings, "gap"),
         clock=_curve([event for event in events if event["kind"] == "train"], "seconds"),

@@ -118,10 +118,12 @@ def _check_channels(sizes: Mapping[str, tuple[int, int]], decoder_channels: int)
         for least in (decoder_channels, MIN_CHANNELS)
     )
     if decoder_channels != MIN_CHANNELS and found == usual:
-        most = max(map(max, usual.values()))
+        least = [channels[-1] for name, channels in usual.items() if sizes[name][1] > 1]
         told = "; ".join(f"{name}: {', '.join(map(str, channels))}" for name, channels in usual.items())
         raise LisaError(
             f"decoder_channels={decoder_channels} changes nothing: the decoder's channels ({told}) are the same with "
             f"{MIN_CHANNELS}, since they are halved per doubling and no further",
-            f"Leave it out; only a feature smaller than the latent can be given more, here from {most + 1} on",
+            f"Leave it out, or give more than {min(least)}"
+            if least
+            else "Leave it out: at full size there is no halving",
         )

@@ -96,20 +96,23 @@ def weighting_names() -> tuple[str, ...]:
     return tuple(_WEIGHTINGS)
 
 
-def make_weighting(name: str, *, snr: SignalToNoise | None = None, prediction: str = "epsilon") -> NoiseLevelWeighting:
+def make_weighting(
+    name: str, *, snr: SignalToNoise | None = None, prediction: str = "epsilon", **options: float
+) -> NoiseLevelWeighting:
     """The noise-level weighting of that name.
 
     Args:
         name: ``plain`` (the reference), ``normalised``, ``min-snr``, or one registered.
         snr: signal-to-noise ratio by timestep (0..1000), where the weighting needs it.
         prediction: ``epsilon``, ``v_prediction``, ``flow`` or ``edm``.
+        options: of the weighting; ``min-snr`` has ``gamma``.
 
     Raises:
         LisaError: unknown name or prediction, or ``snr`` missing.
     """
     choose("weighting", name, _WEIGHTINGS)
     choose("prediction", prediction, PREDICTIONS)
-    return _WEIGHTINGS[name](WeightingContext(snr, prediction))
+    return _WEIGHTINGS[name](WeightingContext(snr, prediction), **options)
 
 
 @register_weighting("plain")

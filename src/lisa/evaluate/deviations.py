@@ -10,7 +10,7 @@ from lisa.evaluate.published import Published
 
 _SIZE = (512, 512)
 _SAMPLING = {"steps": 20, "guidance": 7.5}
-_SOLVER, _NEGATIVE = "unipc", "worst quality, low quality"
+_SCHEDULER, _NEGATIVE = "UniPCMultistepScheduler", "worst quality, low quality"
 
 
 def deviations(
@@ -46,9 +46,9 @@ def deviations(
             for name, value in _SAMPLING.items()
             if settings.get(name) != value
         ]
-        solver, negative = settings.get("solver", "dpm++"), settings.get("negative_prompt")
-        if solver != _SOLVER:
-            found.append(f"sampled with the solver {solver} (published: {_SOLVER})")
+        scheduler, negative = settings.get("scheduler"), settings.get("negative_prompt")
+        if scheduler != _SCHEDULER:
+            found.append(f"sampled with {scheduler or 'a scheduler that is not told'} (published: {_SCHEDULER})")
         if negative != _NEGATIVE:
             mine = "no negative prompt" if negative is None else f"the negative prompt {negative!r}"
             found.append(f"{mine} (published: {_NEGATIVE!r})")

@@ -79,25 +79,24 @@ class SamplerSettings:
 
 #: Solvers by name, and their classes of diffusers; ``own`` is the model's.
 SOLVERS = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "own": None}
-FAST = "dpm++"
 
 
-def fast_scheduler(pipeline: Any, solver: str = FAST) -> None:
+def fast_scheduler(pipeline: Any, solver: str | None = None) -> None:
     """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Or another of :data:`SOLVERS`.
 
     EDM models keep their own scheduler, and so do flows whose scheduler has no ``beta_schedule`` (Euler's). UniPC's and
     DPM's configurations have one, and tell flow and shift as well: there the solver solves the same flow.
 
     Raises:
-        LisaError: another solver than the usual one was asked for, and the model keeps its own.
+        LisaError: a solver was asked for by name, and the model keeps its own.
     """
     import diffusers
 
-    config, name = pipeline.scheduler.config, SOLVERS[choose("solver", solver, SOLVERS)]
+    config, name = pipeline.scheduler.config, SOLVERS[choose("solver", solver or "dpm++", SOLVERS)]
     exchangeable = "beta_schedule" in config and config.get("timestep_type") != "continuous"
     if name is not None and exchangeable:
         pipeline.scheduler = getattr(diffusers, name).from_config(config)
-    elif name is not None and solver != FAST:
+    elif name is not None and solver is not None:
         raise LisaError(
             f"the solver {solver} cannot take the place of {type(pipeline.scheduler).__name__} (a flow or EDM)",
             "Leave it out: this model keeps its own",

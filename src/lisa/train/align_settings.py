@@ -36,7 +36,8 @@ class AlignSettings(Settings):
         ge=0,
         le=1,
         description="Share of an average of the side network's own past (its controlled prediction) in what the "
-        "decoder must read: less noise than one sample's target. 1: that alone. Not in align.warmup.",
+        "decoder must read: less noise than one sample's target. 1: that alone, which is nothing before control "
+        "sets in. Not in align.warmup.",
     )
     teacher_decay: float = Field(0.99, ge=0, lt=1, description="Decay of that average, per step.")
     warmup: int = Field(

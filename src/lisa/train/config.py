@@ -118,7 +118,8 @@ class TrainSettings(Settings):
     snr_gamma: float | None = Field(
         None,
         gt=0,
-        description="Min-SNR weighting of the main loss by noise level (arXiv 2303.09556, which uses 5); empty: none.",
+        description="Min-SNR weighting of the main loss by noise level (arXiv 2303.09556, which uses 5); empty: none. "
+        "It makes the main loss smaller, so that the same align.weight is more beside it.",
     )
     caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
     max_skipped: Positive = Field(20, description="Stop after that many steps in a row that were not finite.")

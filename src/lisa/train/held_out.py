@@ -18,7 +18,6 @@ from lisa.mains.base import latents_from_moments
 from lisa.pairs import Inputs, Pair
 from lisa.processes.draws import Draws
 from lisa.train.dataset import Batch, EncodedData
-from lisa.train.precision import mixed_precision
 
 _STEP = -1  # no training step has this number, so its draws are the held-out set's own
 
@@ -114,7 +113,7 @@ class HeldOutMeter:
         conditions = [batch.condition, self._collated([self._other[sample] for sample in samples]).condition]
         aligner = self.aligner if self.aligner is not None and self.aligner.layers else None
         found = []
-        with mixed_precision(self.accelerator), aligner.observing() if aligner is not None else nullcontext():
+        with self.accelerator.autocast(), aligner.observing() if aligner is not None else nullcontext():
             for prediction in self.pair.predictions(inputs, conditions):
                 assert prediction.prior is not None
                 terms = None

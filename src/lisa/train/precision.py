@@ -1,22 +1,16 @@
-"""The precision that a training computes in: accelerate's autocast, and the attention kernel that goes with it."""
+"""The attention kernel that goes with the precision that a training computes in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-@contextmanager
-def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
-    """What every pass of a training runs in: ``train.mixed_precision``, as accelerate's autocast has it."""
-    with accelerator.autocast(), attention(accelerator.device, accelerator.mixed_precision == "bf16"):
-        yield
-
-
 def attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """In bfloat16 on the CPU, torch's fused kernel takes twice as long as the same in its parts (torch 2.13)."""
+    """In bfloat16 on the CPU, torch's fused kernel takes twice as long as the same in its parts (torch 2.13).
+
+    Around forward *and* backward passes: what is recomputed in the latter must come from the same kernel.
+    """
     return sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()

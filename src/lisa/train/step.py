@@ -117,6 +117,8 @@ class ControlStep:
 
     def _aligned_alone(self, batch: Batch, step: int) -> StepOutput:
         """A step of the warm-up."""
+        if self.options.teacher is not None:
+            self.options.teacher.follow(step)
         seen = [self._observed(batch, step, draw) for draw in range(self.options.noises)]
         terms = seen[0][0]
         # What lies behind the aligned layer has a part in the loss, of nothing: distributed wrappers wait for it.

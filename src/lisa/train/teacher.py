@@ -38,13 +38,18 @@ class Teacher:
 
         The average first follows the weights, once per step.
         """
+        self.follow(step)
+        with self._teaching():
+            prediction = self.pair.control(inputs)
+        return torch.lerp(target, prediction.to(target), self.share)
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Take the weights into the average, if ``step`` is a new one."""
         if step > self._step:
             current = [parameter.detach() for parameter in trained_parameters(self.pair.side.module)]
             torch._foreach_lerp_(self._average, current, 1 - self.decay)
             self._step = step
-        with self._teaching():
-            prediction = self.pair.control(inputs)
-        return torch.lerp(target, prediction.to(target), self.share)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and the step that it follows up to."""
