@@ -201,7 +201,7 @@ def test_a_run_in_4_bits_is_sampled_in_them_where_that_can_be(quantised_run, typ
     assert "quantize" not in json.loads((tmp_path / "a" / "settings.json").read_text())
 
     told = []
-    monkeypatch.setattr(generation, "check_quantized", lambda quantize, source: None)
+    monkeypatch.setattr(sampling_choices, "check_quantized", lambda quantize, source: None)
     monkeypatch.setattr(generation, "_load_pipeline", lambda *given: told.append(given[-1]) or 1 / 0)
     for asked in (None, "int8", "none"):
         with pytest.raises(ZeroDivisionError):
@@ -212,7 +212,7 @@ def test_a_run_in_4_bits_is_sampled_in_them_where_that_can_be(quantised_run, typ
 def test_quantised_networks_that_cannot_be(made, quantised_run, tmp_path, monkeypatch):
     assert "nf4 " in refuse(GenerateOptions(run=quantised_run, out=tmp_path / "x", quantize="nf4"))
     assert "unknown quantisation 'fp4'" in refuse(replace(made[0], out=tmp_path / "x", quantize="fp4"))
-    monkeypatch.setattr(generation, "check_quantized", lambda quantize, source: None)
+    monkeypatch.setattr(sampling_choices, "check_quantized", lambda quantize, source: None)
     assert "--quantize nf4 computes in 16 bits" in refuse(replace(made[0], out=tmp_path / "x", quantize="nf4"))
 
 

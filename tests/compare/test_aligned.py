@@ -62,7 +62,7 @@ def test_runs_of_several_machines_are_one_comparison(tmp_path):
     [
         ("data.condition", "depth", False),
         ("data.held_out", 32, False),
-        ("train.steps", 900, False),
+        ("train.steps", 990, False),  # a run cannot go on from there: readings are every 20 steps
         ("log.held_out_levels", 4, False),
         ("log.fidelity_samples", 4, False),
         ("log.fidelity_every", 100, False),
@@ -85,6 +85,22 @@ def test_arms_may_differ_in_what_is_compared_and_not_in_what_is_measured(tmp_pat
     else:
         with pytest.raises(LisaError, match=f"cannot be compared: {setting} is"):
             read_comparison([tmp_path])
+
+
+def test_runs_of_fewer_steps_are_to_go_on(tmp_path):
+    """Where they can: until they have as many steps as the others, they are unfinished, and have no figures."""
+    make_run(tmp_path / "a", "plain", 0, CURVE)
+    make_run(tmp_path / "a", "lisa", 0, CURVE, steps=900)
+    make_run(tmp_path / "a", "lisa", 1, CURVE, steps=900, until=500, diverged=True)
+    found = read_comparison([tmp_path / "a"]).runs
+    assert (found["plain", 0].state, found["lisa", 0].state) == ("finished", "unfinished")
+    assert found["lisa", 0].summary == {} and found["lisa", 0].settings["train.steps"] == 1000
+    assert (found["lisa", 1].state, found["lisa", 1].settings["train.steps"]) == ("diverged", 1000)
+    cosine = {"train.lr_schedule": "cosine"}
+    make_run(tmp_path / "b", "plain", 0, CURVE, settings=cosine)
+    make_run(tmp_path / "b", "lisa", 0, CURVE, steps=900, settings=cosine)
+    with pytest.raises(LisaError, match=r"cannot be compared: train\.steps is 1000 in the one and 900"):
+        read_comparison([tmp_path / "b"])
 
 
 def made_settings():
