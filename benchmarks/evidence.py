@@ -33,8 +33,8 @@ BF16 = "train.mixed_precision=bf16"
 CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 50), "lowres": (400, 25)}
 #: The same where a model differs: readings of clips cost as many pictures as they have frames.
 OTHERWISE = {("tiny-svd", "edges"): (400, 50)}
-#: Settings where they are not the file's: bfloat16, in which a plain step takes 0.6 (tiny-sd) and 0.85 (tiny-sd3) of
-#: the time with one thread (benchmarks/step_time.py); the better of two rates for plain (docs/evidence.md). The
+#: Settings where they are not the file's: bfloat16, in which a plain step takes 0.67 (tiny-sd) and 0.79 (tiny-sd3) of
+#: the time with one thread (benchmarks/step_time.py, 2026-11-30); the better of two rates for plain (docs/evidence.md). The
 #: skeletons of tiny-sd were trained before, in float32.
 SETTINGS = {
     **{("tiny-sd", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
