@@ -34,8 +34,8 @@ CONDITIONS = {"edges": (400, 25), "segmentation": (400, 25), "skeleton": (1500, 
 #: The same where a model differs: readings of clips cost as many pictures as they have frames.
 OTHERWISE = {("tiny-svd", "edges"): (400, 50)}
 #: Settings where they are not the file's: bfloat16, in which a plain step takes 0.67 (tiny-sd) and 0.79 (tiny-sd3) of
-#: the time with one thread (benchmarks/step_time.py, 2026-11-30); the better of two rates for plain (docs/evidence.md). The
-#: skeletons of tiny-sd were trained before, in float32.
+#: the time with one thread (benchmarks/step_time.py, 2026-11-30); the better of two rates for plain (docs/evidence.md).
+#: The skeletons of tiny-sd were trained before, in float32.
 SETTINGS = {
     **{("tiny-sd", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
     **{("tiny-sd3", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
