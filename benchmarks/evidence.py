@@ -37,8 +37,7 @@ OTHERWISE = {("tiny-svd", "edges"): (400, 50)}
 #: the time with one thread (benchmarks/step_time.py, 2026-11-30); the better of two rates for plain (docs/evidence.md).
 #: The skeletons of tiny-sd were trained before, in float32.
 SETTINGS = {
-    **{("tiny-sd", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
-    **{("tiny-sd3", condition): [BF16] for condition in ("edges", "segmentation", "lowres")},
+    **{(model, name): [BF16] for model in ("tiny-sd", "tiny-sd3") for name in ("edges", "segmentation", "lowres")},
     ("tiny-sd3", "skeleton"): [BF16, "train.learning_rate=0.0007"],
 }
 #: The preset of the trainer without alignment: what is owed to the start of the condition embedding alone.
@@ -107,11 +106,11 @@ def commits(out: Path, commit: str | None = None) -> list[str]:
 
 def complete(out: Path, arms: list[str], seeds: list[int], steps: int) -> bool:
     """Whether nothing is left to train: every run has its steps, or diverged."""
-    places = [(arm.partition(":")[0], seed) for arm in arms for seed in seeds]
-    if not all((out / arm / f"seed-{seed}" / "config.yaml").is_file() for arm, seed in places):
+    names = [arm.partition(":")[0] for arm in arms]
+    places = {(arm, seed): out / arm / f"seed-{seed}" for arm in names for seed in seeds}
+    if not all((place / "config.yaml").is_file() for place in places.values()):
         return False
-    runs = [read_run(out / arm / f"seed-{seed}", arm, seed) for arm, seed in places]
-    return all(run.counts and (run.state == "diverged" or run.settings["train.steps"] == steps) for run in runs)
+    return all(read_run(place, arm, seed).done(steps) for (arm, seed), place in places.items())
 
 
 def over_start(out: Path, arms: list[str]) -> dict[str, Any]:
@@ -158,15 +157,14 @@ def main() -> None:
     command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
     seeds = list(range(options.seeds))
     steps, _ = steps_of(options.model, options.condition)
-    if options.commit is not None:
-        commits(out, options.commit)
-    if not complete(out, options.arms, seeds, steps):
-        commits(out, options.commit or checked_out())
+    trains = not complete(out, options.arms, seeds, steps)
+    trained_by = commits(out, options.commit or (checked_out() if trains else None))
+    if trains:
         train(command, options.arms, seeds, options.jobs)
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
     names = [arm.partition(":")[0] for arm in options.arms]
-    trained_by = ", ".join(commits(out)) or parser.error(f"which commit has trained {out}? Give it with --commit")
-    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, trained_by)
+    commit = ", ".join(trained_by) or parser.error(f"which commit has trained {out}? Give it with --commit")
+    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, commit)
     write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
 
 

@@ -273,9 +273,7 @@ def _indifferent(name: str) -> bool:
 def _done(config: TrainConfig) -> bool:
     if not RunFolder(config.out).config.is_file():
         return False
-    run = read_run(config.out, config.out.parent.name, config.seed)
-    steps = run.settings.get("train.steps", config.train.steps)
-    return run.state == "diverged" or (run.state == "finished" and steps == config.train.steps)
+    return read_run(config.out, config.out.parent.name, config.seed).done(config.train.steps)
 
 
 def _train(config: TrainConfig, stop: StopRequest, launch: Launch) -> int:

@@ -100,6 +100,10 @@ class Run:
         """Whether it went as far as it can: a run that diverged did, one that was interrupted did not."""
         return self.state != "unfinished"
 
+    def done(self, steps: int) -> bool:
+        """Whether there is nothing to train of a run that is to have so many steps: it has them, or diverged."""
+        return self.state == "diverged" or (self.state == "finished" and self.settings.get("train.steps") == steps)
+
     def seconds(self, steps: Any) -> FloatArray:
         """Training seconds after ``steps``; held-out readings, sampling and checkpoints are no training."""
         return np.interp(steps, np.append(0.0, self.clock.steps), np.append(0.0, self.clock.values))
