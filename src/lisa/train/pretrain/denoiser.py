@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lisa.core.residual import make_weighting
 from lisa.processes.base import ForwardProcess
 from lisa.processes.draws import Draws
 from lisa.train.loop import StepOutput
@@ -82,8 +83,11 @@ class DenoiserStep:
 
     def _weight(self, t: Tensor) -> Tensor:
         process = self.denoiser.process
+        ones = torch.ones_like(t, dtype=torch.float32)
         if self.snr_gamma is None or process.prediction == "flow":
-            return torch.ones_like(t, dtype=torch.float32)
-        snr = process.snr(t).float()
-        clipped = snr.clamp(max=self.snr_gamma)
-        return clipped / snr if process.prediction == "epsilon" else clipped / (snr + 1)
+            return ones
+        min_snr = make_weighting(
+            "min-snr", snr=lambda t: process.snr(t).float(), prediction=process.prediction, gamma=self.snr_gamma
+        )
+        found: Tensor = min_snr(ones, t, update=False)
+        return found
