@@ -278,6 +278,25 @@ def test_generated_scenes_are_judged_by_their_names(made, finished_run, tmp_path
         evaluate(made[0].out, **DRAWN_EDGES, size=(32, 36))
 
 
+def test_several_pictures_per_condition_are_made_and_judged_together(made, finished_run, tmp_path):
+    """The first are those that one per condition would be; the others have seeds of their own."""
+    options = replace(made[0], out=tmp_path / "made", per_condition=2, count=2)
+    said = []
+    assert generate(options, progress=said.append)["made"] == 4 and said[-1].startswith("4/4  ")
+    folders = [options.out / "1", options.out / "2"]
+    first, second = (pictures(folder) for folder in folders)
+    assert first.keys() == second.keys() and all((first[key] == pictures(made[0].out)[key]).all() for key in first)
+    assert all(np.abs(first[key].astype(int) - second[key]).max() > 10 for key in first)
+    again = generate(replace(options, count=None))
+    assert (again["made"], again["kept"]) == (4, 4), "more of them leave the others as they are"
+    given = {"run": finished_run, "count": 2}
+    alone, both = [evaluate(folder, **given)["fidelity"]["value"] for folder in folders], evaluate(folders, **given)
+    assert both["fidelity"]["value"] == pytest.approx(np.mean(alone)) and both["sets"] == 2
+    assert evaluate(folders, **DRAWN_EDGES)["samples"] == 4
+    with pytest.raises(LisaError, match="--per-condition is 0"):
+        generate(replace(options, per_condition=0))
+
+
 def test_a_missing_picture_is_an_error_that_names_it(copied, finished_run):
     victim = sorted(copied.out.glob("*.png"))[2]
     victim.unlink()

@@ -10,8 +10,8 @@ from typing import Any
 
 from lisa.build import parts
 from lisa.build.chosen import read_run
+from lisa.build.outputs import settings_of, settings_of_all
 from lisa.common.errors import LisaError, choose
-from lisa.common.files import read_json
 from lisa.data.clips import clip_folder, holds_clips
 from lisa.data.images import SUFFIXES, image_size
 from lisa.data.layout import require_folder
@@ -24,7 +24,8 @@ from lisa.evaluate import extras, protocols, published
 from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
-from lisa.evaluate.runner import evaluate_images, read_folder
+from lisa.evaluate.runner import evaluate_images, read_folders
+from lisa.evaluate.sets import check_drawn_apart, split
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
 OWN = "own"
@@ -57,7 +58,7 @@ class Judging:
 
 
 def evaluate(
-    generated: str | Path,
+    generated: str | Path | Sequence[str | Path],
     *,
     run: str | Path | None = None,
     data: str | None = None,
@@ -69,7 +70,7 @@ def evaluate(
     """Judge a folder of generated pictures or clips.
 
     Args:
-        generated: the folder.
+        generated: the folder; or several, each with a picture of every sample, whose figures are averaged.
         run: judge against the held-out samples of this run, cropped as they were in training.
         data: or against all samples of this source; of scenes, against those that the files are named after.
         condition: with ``data``, what the conditions are; with a ``run`` on several stacked conditions, which of them.
@@ -78,18 +79,23 @@ def evaluate(
         judging: protocol and metrics; None: the library's own protocol.
 
     Returns:
-        As :func:`lisa.evaluate.runner.evaluate_images`, and ``notes``; of published protocols ``extractors`` (exactly
-        which weights) and ``deviations`` (in what it is not as published). ``not_run`` says of what could not be had
-        (weights, packages; captions or pictures that a metric needs) why; the rest is there. Where that is the
-        protocol's own extractor, fidelity is empty.
+        As :func:`lisa.evaluate.runner.evaluate_images`, ``sets`` (the number of folders) and ``notes``; of published
+        protocols ``extractors`` (exactly which weights) and ``deviations`` (in what it is not as published).
+        ``not_run`` says of what could not be had (weights, packages; captions or pictures that a metric needs) why;
+        the rest is there. Where that is the protocol's own extractor, fidelity is empty.
 
     Raises:
         LisaError: neither or both of ``run`` and ``data``, a missing picture, a condition that no protocol judges
-            while no other metrics are asked for, or nothing that can be run.
+            while no other metrics are asked for, nothing that can be run, or folders that hold the same pictures or
+            were made with different settings.
     """
+    folders = [Path(each) for each in ([generated] if isinstance(generated, str | Path) else generated)]
+    if not folders:
+        raise LisaError("there is no folder to judge", "Name one, or several")
     judging = judging or Judging()
     height_width = (size, size) if isinstance(size, int) else size
-    source, name, transform = _opened(generated, run, data, condition, height_width, judging)
+    settings = settings_of_all(folders)
+    source, name, transform = _opened(folders[0], run, data, condition, height_width, judging)
     first = source[0] if len(source) else None
     if first is not None and is_clip(first) and judging.protocol != OWN:
         raise LisaError(
@@ -97,8 +103,9 @@ def evaluate(
         )
     judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
-    images, samples = read_folder(generated, source, indices=indices, size=height_width)
-    result = judge(images, samples, transform, _settings_of(Path(generated)))
+    images, samples = read_folders(folders, source, indices=indices, size=height_width)
+    check_drawn_apart(split(images, samples, len(folders)), [str(folder) for folder in folders])
+    result = {**judge(images, samples, transform, settings, len(folders)), "sets": len(folders)}
     if data in DRAWN:
         at = "" if samples[0].rate is None else f" at {samples[0].rate:g} frames per second"
         there = f"judged are the {len(source)} scenes{at} that there are files of"
@@ -125,15 +132,20 @@ class _Judge:
                 self.not_run["fidelity"] = str(error)
 
     def __call__(
-        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, settings: Any
+        self,
+        images: list[ByteArray],
+        samples: list[Sample],
+        transform: PairedTransform | None,
+        settings: Any,
+        sets: int,
     ) -> dict[str, Any]:
-        result = self._fidelity(images, samples, transform)
+        result = self._fidelity(images, samples, transform, sets)
         result |= {"notes": [*self.notes], "not_run": dict(self.not_run)}
         if self.protocol is not None:
-            result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"])
+            result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"], sets)
         for name, extra in self.ready.items():
             try:
-                found = extras.measure(name, extra, images, samples)
+                found = extras.measure(name, extra, images, samples, sets)
             except LisaError as error:  # too few pictures, no captions ...: what is read already is worth having
                 result["not_run"][name] = str(error)
                 continue
@@ -174,10 +186,12 @@ class _Judge:
         return notes
 
     def _fidelity(
-        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None
+        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, sets: int
     ) -> dict[str, Any]:
+        if self.protocol is None and not self.notes:
+            return evaluate_images(images, samples, self.condition, sets=sets)
         if self.protocol is None:
-            return evaluate_images(images, samples, self.condition) if not self.notes else self._none(len(samples))
+            return self._none(len(samples))
         if "fidelity" in self.not_run:
             return self._none(len(samples), self.protocol.name, self.protocol.about, self.protocol.fidelity_rule)
         labels = None
@@ -185,7 +199,7 @@ class _Judge:
             given, keys = self.judging.labels_start, [sample.key for sample in samples]
             start = self.protocol.labels_start if given is None else given
             labels = read_label_maps(self.judging.labels, keys, transform, start=start, classes=self.reader.classes)
-        return published.evaluate(self.protocol, self.reader, images, samples, labels)
+        return published.evaluate(self.protocol, self.reader, images, samples, labels, sets=sets)
 
     def _none(self, samples: int, protocol: str = "none", about: str = "", rule: str = "none") -> dict[str, Any]:
         """A result without fidelity."""
@@ -204,7 +218,7 @@ class _Judge:
 
 
 def _opened(
-    generated: str | Path,
+    generated: Path,
     run: str | Path | None,
     data: str | None,
     condition: str | None,
@@ -228,7 +242,7 @@ def _opened(
     elif judging.protocol != OWN:
         published.find(judging.protocol, condition)
     if data in DRAWN:
-        return _drawn(Path(generated), str(data), condition, size), condition, None
+        return _drawn(generated, str(data), condition, size), condition, None
     # Clips are judged whole: as many frames as there are.
     clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
     source = clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
@@ -259,16 +273,10 @@ def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | N
     height, width = size or (info.size if info is not None else image_size(one))
     if height != width:
         raise LisaError(f"{kind} are square, not {width}x{height} pixels", "Leave out --size, or judge square pictures")
-    told = (_settings_of(generated) or {}).get("rate")  # else what the video tells
+    told = (settings_of(generated) or {}).get("rate")  # else what the video tells
     options = {} if info is None else {"frames": info.frames, "rate": told or info.rate or MOVING_RATE}
     source = make(condition, streams[0], numbers[-1] + 1 - numbers[0], height, numbers[0], **options)
     return Subset(source, [number - numbers[0] for number in numbers])
-
-
-def _settings_of(generated: Path) -> dict[str, Any] | None:
-    """How the pictures were made, where that is told."""
-    file = generated / "settings.json"
-    return read_json(file) if file.is_file() else None
 
 
 def _one_of(conditions: Sequence[str], chosen: str | None) -> str:

@@ -32,6 +32,9 @@ from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.network_settings import ModelSettings
 
+#: Between the seeds of two pictures of one condition: more than there are conditions.
+_SEEDS_APART = 1_000_000
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -47,6 +50,8 @@ class GenerateOptions:
         negative_prompt: what guidance leads away from; None: from no text.
         solver: one of :data:`lisa.sample.pictures.SOLVERS`; None: the fast one where the model can do with it.
         scale: multiplies the weights of all side networks.
+        per_condition: pictures of every condition, with seeds of their own: above 1 in folders ``1``, ``2`` ... of
+            ``out``, which :func:`lisa.build.evaluation.evaluate` judges together.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
         quantize: ``none``, ``int8`` or ``nf4``: of the main network; None: as the run's was trained, where this machine
@@ -70,6 +75,7 @@ class GenerateOptions:
     negative_prompt: str | None = None
     solver: str | None = None
     scale: float = 1.0
+    per_condition: int = 1
     seed: int = 0
     batch: int = 8
     dtype: str | None = None
@@ -133,7 +139,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         fast_scheduler(pipeline, options.solver)
         rates = {request.rate for request in requests} if spec.call.clips else set()
         told = {"scheduler": type(pipeline.scheduler).__name__, **({"rate": rates.pop()} if len(rates) == 1 else {})}
-        write_json(options.out / "settings.json", {**settings, **told})
+        for folder in _sets(options):
+            write_json(options.out / folder / "settings.json", {**settings, **told})
         scale = _one_or_all(scales, tuple)
         sampler = SamplerSettings(options.steps, options.guidance, scale, options.batch, options.negative_prompt)
         for number, (request, made) in enumerate(sample_requests(pipeline, todo, sampler, call), start=1):
@@ -146,6 +153,8 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
 def _requests(
     options: GenerateOptions, run: TrainConfig | None, sides: Sequence[ChosenSide], call: PipelineCall
 ) -> list[Request]:
+    if options.per_condition < 1:
+        raise LisaError(f"--per-condition is {options.per_condition}", "Give the number of pictures, at least 1")
     conditions = [Path(path) for path in _listed(options.condition)]
     if options.image is not None and not (conditions and call.begins == "frame"):
         raise LisaError(
@@ -165,7 +174,16 @@ def _requests(
         requests = file_requests(conditions, sides, image=options.image, **wanted)
     else:
         requests = held_out_requests(run, sides, **wanted)
-    return [replace(request, **told) for request in requests]
+    return [
+        replace(request, **told, key=f"{folder}{request.key}", seed=request.seed + number * _SEEDS_APART)
+        for number, folder in enumerate(_sets(options))
+        for request in requests
+    ]
+
+
+def _sets(options: GenerateOptions) -> list[str]:
+    """Where each picture of a condition lies in ``out``, as what precedes its name."""
+    return [""] if options.per_condition == 1 else [f"{number}/" for number in range(1, options.per_condition + 1)]
 
 
 def _listed(given: str | Path | Sequence[Any] | None) -> list[Any]:

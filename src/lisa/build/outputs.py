@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from lisa.common.files import atomic_dir
+from lisa.common.errors import LisaError
+from lisa.common.files import atomic_dir, read_json
 from lisa.data.images import read_note, save_png
 from lisa.data.video import frame_files
 from lisa.sample.clips import save_animation
@@ -72,3 +74,33 @@ class ClipFiles:
         with atomic_dir(place) as folder:  # last: it says that the clip is done
             for number, frame in enumerate(made):
                 save_png(frame, folder / f"{number:04d}.png", {_STAMP: stamp})
+
+
+def settings_of(generated: Path) -> dict[str, Any] | None:
+    """How the pictures were made, as ``lisa generate`` wrote it; None where that is not told."""
+    file = generated / "settings.json"
+    return read_json(file) if file.is_file() else None
+
+
+def settings_of_all(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """The same of several folders, whose figures are only averaged where they were made alike.
+
+    Raises:
+        LisaError: they were not.
+    """
+    first, *others = [settings_of(folder) for folder in folders]
+    for folder, other in zip(folders[1:], others, strict=True):
+        if (first is None) != (other is None):
+            there, lacking = (folders[0], folder) if other is None else (folder, folders[0])
+            raise LisaError(
+                f"{str(there)!r} tells in settings.json how its pictures were made, {str(lacking)!r} does not",
+                "Judge pictures together that were made alike",
+            )
+        mine, theirs = first or {}, other or {}
+        for name in {**mine, **theirs}:
+            if mine.get(name) != theirs.get(name):
+                raise LisaError(
+                    f"{name} is {mine.get(name)} for {str(folders[0])!r} and {theirs.get(name)} for {str(folder)!r}",
+                    "Judge pictures together that were made alike, or each folder by itself",
+                )
+    return first

@@ -9,7 +9,13 @@ import typer
 
 
 def evaluate(
-    generated: Annotated[Path, typer.Argument(help="Folder of generated pictures, named after the samples.")],
+    generated: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of generated pictures, named after the samples. Several, each with a picture of every sample: "
+            "figures are means over them."
+        ),
+    ],
     run: Annotated[Path | None, typer.Option("--run", help="Run folder: judge against its held-out samples.")] = None,
     data: Annotated[
         str | None,
@@ -82,7 +88,8 @@ def _print_table(result: dict[str, Any]) -> None:
 
     from lisa.cli.common import show_interval
 
-    table = Table(title=f"{result['samples']} samples, protocol {result['protocol']}")
+    each = f", {result['sets']} pictures of each" if result["sets"] > 1 else ""
+    table = Table(title=f"{result['samples']} samples{each}, protocol {result['protocol']}")
     table.add_column("metric")
     table.add_column("value [95% interval]", justify="right")
     table.add_row(f"fidelity ({result['fidelity_rule']})", show_interval(result["fidelity"]))

@@ -59,6 +59,12 @@ def generate(
     scale: Annotated[
         float, typer.Option("--scale", min=0, help="Multiplies the weights of the side networks; 0: none.")
     ] = 1.0,
+    per_condition: Annotated[
+        int,
+        typer.Option(
+            "--per-condition", min=1, help="Pictures of every condition, in folders 1, 2 ... of --out, judged together."
+        ),
+    ] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Pictures sampled together; clips are made one by one.")
@@ -99,6 +105,7 @@ def generate(
         negative_prompt=negative_prompt,
         solver=solver,
         scale=scale,
+        per_condition=per_condition,
         seed=seed,
         batch=batch,
         dtype=dtype,

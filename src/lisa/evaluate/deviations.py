@@ -10,11 +10,16 @@ from lisa.evaluate.published import Published
 
 _SIZE = (512, 512)
 _SAMPLING = {"steps": 20, "guidance": 7.5}
+_SETS = 4
 _SCHEDULER, _NEGATIVE = "UniPCMultistepScheduler", "worst quality, low quality"
 
 
 def deviations(
-    protocol: Published, samples: Sequence[Sample], settings: Mapping[str, Any] | None, extractors: Sequence[Any]
+    protocol: Published,
+    samples: Sequence[Sample],
+    settings: Mapping[str, Any] | None,
+    extractors: Sequence[Any],
+    sets: int = 1,
 ) -> list[str]:
     """One line for each of them.
 
@@ -23,6 +28,7 @@ def deviations(
         samples: at the size that was judged.
         settings: how the pictures were made, as ``lisa generate`` writes it; None: not known.
         extractors: see :func:`lisa.evaluate.published.readers_record`.
+        sets: pictures per condition.
     """
     found = list(protocol.differs)
     used = [each["source"] for each in extractors]
@@ -52,4 +58,6 @@ def deviations(
         if negative != _NEGATIVE:
             mine = "no negative prompt" if negative is None else f"the negative prompt {negative!r}"
             found.append(f"{mine} (published: {_NEGATIVE!r})")
-    return [*found, "one picture per condition (published: 4)"]
+    if sets != _SETS:
+        found.append(f"{'one picture' if sets == 1 else f'{sets} pictures'} per condition (published: {_SETS})")
+    return found

@@ -28,6 +28,7 @@ from lisa.evaluate.clips import frames_of, is_clip
 from lisa.evaluate.extractors.clip import ClipReader
 from lisa.evaluate.extractors.weights import device, locate
 from lisa.evaluate.metrics import psnr_ssim
+from lisa.evaluate.sets import split
 
 #: As both published protocols have it.
 CLIP = "openai/clip-vit-base-patch16"
@@ -120,12 +121,19 @@ def prepare(names: Sequence[str], clip: str = CLIP) -> tuple[dict[str, Ready], d
     return ready, missing
 
 
-def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
+def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample], sets: int = 1) -> Measured:
     """``ready.run`` on pictures or on clips; metrics of pictures are then of all frames, per clip their mean.
+
+    With several ``sets`` of them (:mod:`lisa.evaluate.sets`) the mean over these: per sample, or of the whole sets'.
 
     Raises:
         LisaError: a metric of clips was given pictures; or what the metric itself refuses.
     """
+    found = [_measure_set(name, ready, each, samples) for each in split(made, samples, sets)]
+    return replace(found[0], values=np.mean([one.values for one in found], axis=0).tolist())
+
+
+def _measure_set(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
     clips = bool(samples) and is_clip(samples[0])
     if EXTRAS[name].of_clips and not clips:
         raise LisaError(f"{name} is of clips, these are pictures", "Leave it out")

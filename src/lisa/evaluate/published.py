@@ -22,6 +22,7 @@ from lisa.evaluate.extractors.pose import PoseReader
 from lisa.evaluate.extractors.segmentation import SegmentationReader
 from lisa.evaluate.extractors.weights import locate
 from lisa.evaluate.pooled import Counts, pooled, ratio
+from lisa.evaluate.sets import split
 
 #: Per picture: the sample, what was made, and the data set's classes (H, W) where the protocol wants them.
 Measure = Callable[[Any, Sample, ByteArray, "NDArray[np.int64] | None"], Counts]
@@ -117,6 +118,7 @@ def evaluate(
     samples: Sequence[Sample],
     labels: Sequence[NDArray[np.int64]] | None = None,
     *,
+    sets: int = 1,
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -128,35 +130,31 @@ def evaluate(
     Args:
         protocol: see :func:`find`.
         reader: see :func:`load_reader`.
-        images: uint8 (H, W, 3), one per sample.
+        images: uint8 (H, W, 3), one per sample; or one set of them after the other.
         samples: what was asked for.
         labels: (H, W) each, where ``protocol.labels``: see :func:`lisa.evaluate.labels.read_label_maps`.
+        sets: pictures per sample (:mod:`lisa.evaluate.sets`).
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Raises:
         LisaError: numbers that differ, a picture of another size, or nothing that could be judged.
     """
-    if not samples or len(images) != len(samples):
-        raise LisaError(f"{len(images)} pictures for {len(samples)} samples: there must be as many, and at least one")
-    counts = {}
-    for i, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        if image.shape != sample.image.shape:
-            raise LisaError(
-                f"the picture made for {sample.key!r} is {image.shape}, its truth {sample.image.shape}",
-                "Evaluate at the size that was generated",
-            )
-        counts[sample.key] = protocol.measure(reader, sample, image, None if labels is None else labels[i])
-    if len(counts) < len(samples):
+    counts = [
+        _counts(protocol, reader, sample, image, None if labels is None else labels[i])
+        for made in split(images, samples, sets)
+        for i, (sample, image) in enumerate(zip(samples, made, strict=True))
+    ]
+    if len({sample.key for sample in samples}) < len(samples):
         raise LisaError("two samples have the same key", "Keys must be unique")
-    if not any(below.any() for _, below in counts.values()):
+    if not any(below.any() for _, below in counts):
         raise LisaError(
             f"{protocol.name} found nothing to judge in {len(samples)} true pictures",
             "Use data that shows what the protocol looks for, or another extractor",
         )
-    interval = pooled(list(counts.values()), seed=seed, n=resamples).to_json()
-    own = {key: ratio(each) for key, each in counts.items()}
-    alone = {key: {protocol.metric: value, "fidelity": _one(protocol, value)} for key, value in own.items()}
+    interval = pooled(counts, seed=seed, n=resamples, sets=sets).to_json()
+    own = np.reshape([ratio(each) for each in counts], (sets, -1)).mean(0)
+    alone = {s.key: {protocol.metric: v, "fidelity": _one(protocol, v)} for s, v in zip(samples, own, strict=True)}
     return {
         "condition": protocol.name.partition("/")[2],
         "protocol": protocol.name,
@@ -166,9 +164,20 @@ def evaluate(
         "fidelity_rule": protocol.fidelity_rule,
         "fidelity_unit": "" if protocol.error else protocol.unit,
         "metrics": {protocol.metric: {**interval, "unit": protocol.unit, "higher_is_better": not protocol.error}},
-        "per_image": {key: {n: v if np.isfinite(v) else None for n, v in each.items()} for key, each in alone.items()},
+        "per_image": {k: {n: float(v) if np.isfinite(v) else None for n, v in s.items()} for k, s in alone.items()},
         "extractors": readers_record(reader),
     }
+
+
+def _counts(
+    protocol: Published, reader: Any, sample: Sample, image: ByteArray, labels: NDArray[np.int64] | None
+) -> Counts:
+    if image.shape != sample.image.shape:
+        raise LisaError(
+            f"the picture made for {sample.key!r} is {image.shape}, its truth {sample.image.shape}",
+            "Evaluate at the size that was generated",
+        )
+    return protocol.measure(reader, sample, image, labels)
 
 
 def readers_record(reader: Any) -> list[dict[str, str]]:

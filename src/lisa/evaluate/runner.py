@@ -16,19 +16,28 @@ from lisa.data.transforms import PairedTransform
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, read_frames
 from lisa.evaluate import protocols
 from lisa.evaluate.clips import describe, is_clip, judge_clip
+from lisa.evaluate.sets import mean_scores, split
 
 Result = dict[str, Any]
 
 
 def evaluate_images(
-    images: Sequence[ByteArray], samples: Sequence[Sample], condition: str, *, seed: int = 0, resamples: int = 1000
+    images: Sequence[ByteArray],
+    samples: Sequence[Sample],
+    condition: str,
+    *,
+    sets: int = 1,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> Result:
     """Judge generated pictures against what was asked for.
 
     Args:
-        images: uint8 (H, W, 3), one per sample and in the same order; clips (F, H, W, 3) for samples that are clips.
+        images: uint8 (H, W, 3), one per sample and in the same order; clips (F, H, W, 3) for samples that are clips. Or
+            one set of them after the other.
         samples: with exact truth (scenes) or without, pictures or clips; not both kinds in one call.
         condition: the name of the condition; its protocol is looked up.
+        sets: pictures per sample (:mod:`lisa.evaluate.sets`).
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -41,8 +50,7 @@ def evaluate_images(
     Raises:
         LisaError: no samples, numbers that differ, a picture of another size, or no protocol for the condition.
     """
-    if not samples or len(images) != len(samples):
-        raise LisaError(f"{len(images)} pictures for {len(samples)} samples: there must be as many, and at least one")
+    made = split(images, samples, sets)
     exact = {sample.truth is not None for sample in samples}
     if len(exact) > 1:
         raise LisaError("some samples carry exact truth and some do not", "Evaluate them apart")
@@ -51,7 +59,8 @@ def evaluate_images(
         raise LisaError("some samples are clips and some pictures", "Evaluate them apart")
     protocol = protocols.find(condition, exact.pop())
     judge = partial(judge_clip, protocol) if (of_clips := clips.pop()) else protocol.judge
-    per_image = {s.key: judge(s, image) for s, image in zip(samples, images, strict=True)}
+    of_samples = zip(samples, zip(*made, strict=True), strict=True)
+    per_image = {s.key: mean_scores([judge(s, image) for image in drawn]) for s, drawn in of_samples}
     if len(per_image) != len(samples):
         raise LisaError("two samples have the same key", "Keys must be unique")
     return _result(protocol, condition, per_image, seed, resamples, clips=of_clips)
@@ -86,34 +95,36 @@ def evaluate_folder(
     Raises:
         LisaError: no such folder, missing pictures (named: nothing is ever skipped), or a picture of another size.
     """
-    images, samples = read_folder(generated, source, indices=indices, size=size)
+    images, samples = read_folders([generated], source, indices=indices, size=size)
     return evaluate_images(images, samples, condition, seed=seed, resamples=resamples)
 
 
-def read_folder(
-    generated: str | Path,
+def read_folders(
+    generated: Sequence[str | Path],
     source: Source,
     *,
     indices: Sequence[int] | None = None,
     size: tuple[int, int] | None = None,
 ) -> tuple[list[ByteArray], list[Sample]]:
-    """Generated pictures and the samples that they were asked for; see :func:`evaluate_folder`.
+    """Generated pictures, of one folder after the other, and the samples that they were asked for.
+
+    See :func:`evaluate_folder`.
 
     Raises:
         LisaError: no such folder, or missing pictures.
     """
-    folder = require_folder(generated)
+    folders = [require_folder(folder) for folder in generated]
     picked = list(range(len(source))) if indices is None else list(indices)
     keys = [source.keys[i] for i in picked]
     clips = bool(picked) and is_clip(source[picked[0]])
-    files = _find_all(folder, keys, _clips_of if clips else _pictures_of, "clips" if clips else "pictures")
+    find, what = (_clips_of, "clips") if clips else (_pictures_of, "pictures")
+    files = [file for folder in folders for file in _find_all(folder, keys, find, what)]
     transform = None if size is None else PairedTransform(size)
-    images, samples = [], []
-    for index, file in zip(picked, files, strict=True):
+    samples = []
+    for index in picked:
         sample = source[index]
         samples.append(sample if transform is None else transform.sample(sample, index))
-        images.append(read_frames(file, range(clip_info(file).frames)) if clips else load_rgb(file))
-    return images, samples
+    return [read_frames(file, range(clip_info(file).frames)) if clips else load_rgb(file) for file in files], samples
 
 
 def fidelity_gain(better: Result, base: Result, *, seed: int = 0, resamples: int = 1000) -> Interval:
