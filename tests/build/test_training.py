@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.core.held_out import ConditionGap
 from lisa.data.scenes import Scene
+from lisa.train.callbacks import progress_line
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 from lisa.train.step import ControlStep
@@ -168,7 +170,11 @@ def test_notes_about_the_data_are_said(sd_small, tmp_path, capsys):
     summary = lisa.train(raw)
     captured = capsys.readouterr()
     assert "note: " in captured.err and "constant" in captured.err and captured.out == ""
-    assert "train 1/1" in captured.err and "loss" in captured.err
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("train 1/1  ")]
+    figure = r"-?\d\.\d{3}"
+    told = re.fullmatch(rf"train 1/1  (loss {figure}  gap {figure}  gain {figure})  0:00:00 left", line)
+    longest = progress_line("train", 500_000, 1_000_000, re.sub(figure, "-0.000", told[1]), left=100_000)
+    assert longest.endswith("  1 day, 3:46:40 left") and len(longest) <= 80
     assert summary["fidelity"]["protocol"] == "pictures/edges"
 
 

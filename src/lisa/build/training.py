@@ -196,14 +196,14 @@ def _callbacks(
         meter.reset()
         if not reading.count:
             return {}
-        shown["control gain"] = reading.control_gain
+        shown["gain"] = reading.control_gain
         return {"control_gain": reading.control_gain, "decoder_r2": reading.decoder_r2}
 
     events.extra = read_meter
 
     def read_held_out(step: int) -> None:
         gap, levels = held_out.read(step), held_out.by_noise_level.read().to_json()["by_bin"]
-        shown["held-out gap"] = gap.gap.value
+        shown["gap"] = gap.gap.value
         if accelerator.is_main_process:
             values = {**gap.to_json(), "onset": held_out.onset.onset, "by_noise_level": levels}
             run_folder.log(step, "held_out", values)

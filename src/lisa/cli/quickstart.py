@@ -58,7 +58,7 @@ def _introduction(model: str, condition: str, steps: int, plain: bool) -> str:
     lines = (
         f"{_MODELS[model]} of coloured shapes, gets a ControlNet for '{condition}'. "
         f"It is trained for {steps} steps {how}.",
-        "control gain: share of the prior's error that the side network removes (0: it does nothing).",
-        "held-out gap: how much of that is owed to the right condition rather than to any condition.",
+        "gain (control gain): share of the prior's error that the side network removes (0: it does nothing).",
+        "gap (condition gap, held out): how much of that is owed to the right condition rather than to any condition.",
     )
     return "\n".join(map(textwrap.fill, lines)) + "\n"

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from torch import Tensor
@@ -78,7 +79,7 @@ class Progress(Callback):
 
     Args:
         label: what is being trained.
-        describe: a short text for the bar, such as ``"loss 0.12, control gain 0.31"``, from the latest logs.
+        describe: a short text for the bar, such as ``"loss 0.123  gain 0.310"``, from the latest logs.
         every: steps between plain lines.
     """
 
@@ -110,7 +111,7 @@ class Progress(Callback):
         elif training.accelerator.is_main_process and (step % self.every == 0 or step == training.total_steps):
             began, first = self._started
             left = (time.monotonic() - began) / (step - first) * (training.total_steps - step)
-            line = f"{self.label} {step}/{training.total_steps}  {self.describe(logs)}  {left:.0f}s left"
+            line = progress_line(self.label, step, training.total_steps, self.describe(logs), left)
             print(line, file=sys.stderr, flush=True)
 
     def on_exit(self, training: Training) -> None:
@@ -118,6 +119,11 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def progress_line(label: str, step: int, total: int, figures: str, left: float) -> str:
+    """What stands for the bar where there is no terminal; ``left`` in seconds."""
+    return f"{label} {step}/{total}  {figures}  {timedelta(seconds=round(left))} left"
 
 
 class SaveCheckpoints(Callback):
