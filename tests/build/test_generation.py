@@ -20,7 +20,7 @@ from lisa.data.images import load_rgb, save_png
 from lisa.data.sources import ScenesSource
 from lisa.mains.weights import Weights
 from lisa.pairs import pair_spec
-from lisa.sample.pictures import fast_scheduler
+from lisa.sample.pictures import set_solver
 
 FAST = {"steps": 1, "guidance": 1.0}
 DRAWN_EDGES = {"data": "scenes", "condition": "edges"}
@@ -134,9 +134,9 @@ def types(monkeypatch):
     def record(pipeline, *solver):
         parts = {name: getattr(pipeline, name).dtype for name in ("unet", "controlnet", "text_encoder", "vae")}
         seen.update({name: str(dtype).removeprefix("torch.") for name, dtype in parts.items()})
-        fast_scheduler(pipeline, *solver)
+        set_solver(pipeline, *solver)
 
-    monkeypatch.setattr(generation, "fast_scheduler", record)
+    monkeypatch.setattr(generation, "set_solver", record)
     return seen
 
 

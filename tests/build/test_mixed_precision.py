@@ -21,7 +21,7 @@ from lisa.build.training import _prepare
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.pairs.shell import shell_of
-from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, set_solver, sample_pictures
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 
@@ -143,7 +143,7 @@ def test_training_runs_the_main_network_as_it_is_stored(halved):
 def test_sampling_runs_each_network_as_training_does(halved, autocast):
     pair, _ = halved
     pipeline = pair.pipeline()
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     size = 8 * pair.main.latent_factor
     wanted = [Request("0", "a cat", np.zeros((size, size, 3), np.uint8), 1)]
 
@@ -162,7 +162,7 @@ def test_sampling_runs_each_network_as_training_does(halved, autocast):
 def test_pictures_that_are_not_finite_are_refused(sd_small):
     pair = tiny.make_pair(sd_small)
     pipeline = pair.pipeline()
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     wanted = [Request(name, "a", np.zeros((32, 32, 3), np.uint8), 1) for name in ("one", "two")]
     decode = pipeline.vae.decode
 

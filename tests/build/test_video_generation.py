@@ -60,10 +60,10 @@ def test_a_branch_in_16_bits_keeps_in_float32_what_its_class_keeps(tmp_path, mon
 
     def record(pipeline, *solver):
         seen.update({name: value.dtype for name, value in pipeline.transformer.named_parameters()})
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
 
-    fast_scheduler = generation.fast_scheduler
-    monkeypatch.setattr(generation, "fast_scheduler", record)
+    set_solver = generation.set_solver
+    monkeypatch.setattr(generation, "set_solver", record)
     assert generate(GenerateOptions(run=run, out=tmp_path / "made", dtype="bfloat16", count=1, **FAST))["made"] == 1
     branch = {name: dtype for name, dtype in seen.items() if name.startswith("vace_blocks")}
     kept = {name for name, dtype in branch.items() if dtype == torch.float32}
@@ -131,14 +131,14 @@ def test_held_out_clips_from_the_run_to_the_figures(text_run, tmp_path, monkeypa
 @pytest.mark.parametrize("run", ["text_run", "frame_run"])
 def test_large_frames_are_decoded_some_at_a_time(run, tmp_path, monkeypatch, request):
     """No more pixels at once than an autoencoder is given in training."""
-    decoded, record = [], generation.fast_scheduler
+    decoded, record = [], generation.set_solver
 
     def watched(pipeline, *solver):
         decode = pipeline.vae.decode
         pipeline.vae.decode = lambda part, **more: decoded.append(len(part)) or decode(part, **more)
         record(pipeline)
 
-    monkeypatch.setattr(generation, "fast_scheduler", watched)
+    monkeypatch.setattr(generation, "set_solver", watched)
     monkeypatch.setattr("lisa.core.frames._PIXELS", 2 * 32 * 32)
     generate(GenerateOptions(run=request.getfixturevalue(run), out=tmp_path / "made", count=1, **FAST))
     assert decoded == [2, 1]

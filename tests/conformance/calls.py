@@ -15,7 +15,7 @@ from conformance.own_space import process_time
 from conformance.row import over_time
 from lisa.core.packing import unpack
 from lisa.pairs import Inputs, Pair
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips, sample_pictures
 
 PROMPT = "a cat"
 #: Arguments that say nothing about what is computed, or say what leaving them out says.
@@ -37,7 +37,7 @@ def compare_with_pipeline(pair: Pair, size: tuple[int, int], in_another_form: Se
     pair.side.module.eval()
     pipeline, main, call = pair.pipeline(), pair.main, pair.call
     _narrow_posterior(main.component("vae"))
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     pixels = [*over_time(main), *[side * main.latent_factor for side in size]]
     sample_with = sample_clips if main.video else sample_pictures
     condition = torch.randint(0, 256, (*pixels, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

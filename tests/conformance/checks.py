@@ -28,7 +28,7 @@ from lisa.common.errors import LisaError
 from lisa.core.decoder import to_map
 from lisa.core.frames import fold_feature, unfold
 from lisa.pairs import Pair
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips, sample_pictures
 from lisa.sides.base import SideOptions
 
 __all__ = ["CHECKS", "a_start_by_the_conditions_lets_them_in_and_changes_nothing"]
@@ -244,7 +244,7 @@ def stock_pipeline_loads_it_and_gives_our_picture(row: Row, folder: Path) -> Non
     requests = [Request(str(i), "a cat", each, seed=1, frame=frame) for i, each in enumerate(conditions)]
     pictures = []
     for pipeline in (ours, stock):
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
         settings = SamplerSettings(steps=2, guidance=2.0, batch_size=2)
         pictures.append([p for _, p in sample(pipeline, requests, settings, pair.call)])
     for mine, theirs, condition in zip(*pictures, conditions, strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lisa.pairs import Pair
-from lisa.sample.pictures import fast_scheduler
+from lisa.sample.pictures import set_solver
 
 STEPS = 4
 
@@ -19,7 +19,7 @@ def follow_scheduler(pair: Pair, x0: Tensor, noise: Tensor) -> Tensor:
     On its way, what it makes must be the noisy latent that the process makes of ``x0`` and ``noise``.
     """
     pipeline, process = pair.pipeline(), pair.main.process
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     scheduler = pipeline.scheduler
     # Some shift their steps by the size of the picture.
     scheduler.set_timesteps(STEPS, **({"mu": 0.8} if scheduler.config.get("use_dynamic_shifting") else {}))

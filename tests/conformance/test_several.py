@@ -14,7 +14,7 @@ from conformance.table import ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_names, pair_spec
 from lisa.pairs.several import joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 
 FIRST = {row.pair: row for row in reversed(ROWS)}  # one row per pair will do: containers know nothing of predictions
 TOGETHER = [name for name in pair_names() if pair_spec(name).call.container is not None]
@@ -49,7 +49,7 @@ def pictures(pair, number=4):
 
 def sampled(pair, sides, requests, scale, batch=4):
     pipeline = joint_pipeline(pair.spec, pair.main, sides)
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     settings = SamplerSettings(steps=2, guidance=2.0, control_scale=scale, batch_size=batch)
     call = pair.spec.call_with(pair.main, sides)
     return [picture for _, picture in sample_pictures(pipeline, requests, settings, call)]
@@ -65,7 +65,7 @@ def by_hand(pair, sides, conditions):
         together = diffusers.MultiAdapter(together)
     pipeline = getattr(diffusers, spec.pipeline_name).from_pretrained(folder, **{spec.call.network: together})
     rows.to_own_memory(pipeline)
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     given = [Image.fromarray(condition) for condition in conditions]
     arguments = {
         "StableDiffusionControlNetPipeline": {"image": given, "controlnet_conditioning_scale": [*WEIGHTS]},

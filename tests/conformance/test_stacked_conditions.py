@@ -11,7 +11,7 @@ import torch
 from conformance import row as rows
 from conformance.table import ROWS
 from lisa.common.errors import LisaError
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 from lisa.sides.base import SideOptions
 
 STACKING = ("sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter", "sdxl-t2i-adapter")
@@ -32,7 +32,7 @@ def test_the_stock_pipeline_gives_our_picture(name, tmp_path):
     stock, ours = stock_class.from_pretrained(folder, **{pair.call.network: side}), pair.pipeline()
     rows.to_own_memory(stock)
     for pipeline in (stock, ours):
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
     height, width = 8 * pair.main.latent_factor, 12 * pair.main.latent_factor
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (height, width, 6), dtype=torch.uint8, generator=generator)

@@ -22,7 +22,7 @@ from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.export.usage import loading_code
 from lisa.pairs import pair_names
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_requests
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 
@@ -182,7 +182,7 @@ def test_the_cards_own_lines_give_our_picture_or_clip(pair, tmp_path):
     first = frames[0] if call.begins == "frame" else None
     pictures = []
     for pipeline in (ours, stock):
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
         request = Request("0", "a prompt", frames if call.clips else frames[0], seed=1, frame=first)
         pictures.append(next(sample_requests(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), call))[1])
     assert (pictures[0] == pictures[1]).all()

@@ -20,7 +20,7 @@ from lisa.build.export import ExportOptions, export, formats_of
 from lisa.common.errors import LisaError
 from lisa.export.single_file import DTYPES
 from lisa.pairs import Pair, pair_names, pair_spec
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 from lisa.sides.original import original_controlnet_names
 
 # One row per pair, and those whose side network is built in another way.
@@ -52,7 +52,7 @@ def picture(pair):
     size = [8 * pair.main.latent_factor] * 2
     condition = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     pipeline = pair.pipeline()
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     request = Request("0", "a cat", condition, seed=1)
     ((_, made),) = sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.call)
     return made

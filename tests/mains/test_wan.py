@@ -20,7 +20,7 @@ from lisa.mains.base import latents_from_moments
 from lisa.mains.wan import WanMain, load_wan
 from lisa.mains.weights import Weights
 from lisa.pairs import Pair, pair_spec
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_clips
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
 from lisa.sides.wan_vace import WanVACESide
@@ -187,7 +187,7 @@ def test_a_fused_folder_is_what_the_stock_pipeline_loads(pair, root, tmp_path):
     clips = []
     for pipeline in (pair.pipeline(), scope["pipe"], stock):
         rows.to_own_memory(pipeline)
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
         request, settings = Request("0", "a cat", condition, seed=1), SamplerSettings(steps=2, guidance=2.0)
         clips.append(next(sample_clips(pipeline, [request], settings, pair.call))[1])
     assert clips[0].shape == condition.shape

@@ -14,7 +14,7 @@ import tiny
 from lisa.common.errors import LisaError
 from lisa.pairs import PipelineCall
 from lisa.sample.grids import grid, labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 
 COLOURS = [np.full((4, 6, 3), value, np.uint8) for value in (10, 60, 110, 160)]
 
@@ -43,7 +43,7 @@ def pipeline(sd_small):
     pair = tiny.make_pair(sd_small)
     pair.side.module.controlnet_cond_embedding.conv_out.weight.data.mul_(300)  # a network that heeds its condition
     pipeline = pair.pipeline()
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     return pipeline
 
 
@@ -65,7 +65,7 @@ def test_solver_and_negative_prompt_are_the_pipelines(sd_small):
     pair = tiny.make_pair(sd_small)
     (wanted,) = requests(1)
     made, stock = pair.pipeline(), pair.pipeline()
-    fast_scheduler(made, "unipc")
+    set_solver(made, "unipc")
     stock.scheduler = UniPCMultistepScheduler.from_config(stock.scheduler.config)
     (picture,) = draw(made, [wanted], steps=5, guidance=4.0, negative_prompt="b")
     for module in (stock.unet, stock.controlnet, stock.vae, stock.text_encoder):
@@ -84,24 +84,24 @@ def test_solver_and_negative_prompt_are_the_pipelines(sd_small):
     assert np.array_equal(picture, (expected * 255).round().astype(np.uint8))
     for other in ({"negative_prompt": "c"}, {}):
         assert not np.array_equal(draw(made, [wanted], steps=5, guidance=4.0, **other)[0], picture)
-    fast_scheduler(made)
+    set_solver(made)
     assert not np.array_equal(draw(made, [wanted], steps=5, guidance=4.0, negative_prompt="b")[0], picture)
 
 
 def test_a_solver_that_cannot_be(sd_small):
     pipeline = tiny.make_pair(sd_small).pipeline()
     own = type(pipeline.scheduler)
-    fast_scheduler(pipeline, "own")
+    set_solver(pipeline, "own")
     assert type(pipeline.scheduler) is own
     with pytest.raises(LisaError, match=r"unknown solver 'ddim'.*dpm\+\+, unipc, own"):
-        fast_scheduler(pipeline, "ddim")
+        set_solver(pipeline, "ddim")
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
-    fast_scheduler(pipeline)
-    fast_scheduler(pipeline, "own")
+    set_solver(pipeline)
+    set_solver(pipeline, "own")
     assert type(pipeline.scheduler) is FlowMatchEulerDiscreteScheduler
     for solver in ("unipc", "dpm++"):
         with pytest.raises(LisaError, match=rf"the solver {re.escape(solver)} cannot take the place of FlowMatchEuler"):
-            fast_scheduler(pipeline, solver)
+            set_solver(pipeline, solver)
 
 
 def test_every_picture_has_its_own_seed(pipeline):

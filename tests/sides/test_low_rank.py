@@ -12,7 +12,7 @@ from conformance import tiny_flux, tiny_sd, tiny_t2i
 from conformance.table import ROWS, VIDEO_ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import Pair
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 from lisa.sides.low_rank import add_low_rank, is_adapted, without_adapters
 
 # What is predicted makes no difference here: one row per pair and label.
@@ -124,7 +124,7 @@ def test_the_stock_pipeline_makes_the_picture_of_what_is_given_away(row, root, t
     request = Request("0", "a cat", condition.numpy(), seed=1)
 
     def picture(pipeline):
-        fast_scheduler(pipeline)
+        set_solver(pipeline)
         return next(sample_pictures(pipeline, [request], SamplerSettings(steps=2, guidance=2.0), pair.call))[1]
 
     with without_adapters(pair.side.module):

@@ -12,7 +12,7 @@ from conformance import tiny_sdxl
 from conformance.calls import recorded
 from lisa.common.errors import LisaError
 from lisa.pairs import Inputs
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
 from lisa.sides.base import SideOptions
 from lisa.sides.union import ControlNetUnionSide
 
@@ -75,7 +75,7 @@ def test_the_kind_of_condition_counts(pair):
 def test_the_pipeline_is_told_the_kind(pair, kind):
     pair.side.choose_control_type(kind)
     pipeline = pair.pipeline()
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     wanted = [Request("0", "a cat", np.zeros((64, 64, 3), np.uint8), 1)]
     with recorded([pipeline.controlnet]) as sampled:
         list(sample_pictures(pipeline, wanted, SamplerSettings(1, 1.0), pair.call))

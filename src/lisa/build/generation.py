@@ -27,7 +27,7 @@ from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, fast_scheduler, sample_requests
+from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_requests
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.network_settings import ModelSettings
@@ -136,7 +136,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         if progress is not None and spec.call.clips and (note := shorter_clips(todo, sides)):
             progress(note)
         pipeline.to(_device())
-        fast_scheduler(pipeline, options.solver)
+        set_solver(pipeline, options.solver)
         rates = {request.rate for request in requests} if spec.call.clips else set()
         told = {"scheduler": type(pipeline.scheduler).__name__, **({"rate": rates.pop()} if len(rates) == 1 else {})}
         for folder in _sets(options):

@@ -24,7 +24,7 @@ from lisa.core.frames import fold
 from lisa.mains.codec import KLCodec
 from lisa.processes.draws import Draws
 from lisa.sample.grids import grid, save_png
-from lisa.sample.pictures import fast_scheduler
+from lisa.sample.pictures import set_solver
 from lisa.train.averaging import averaged_weights
 from lisa.train.batches import BatchPlan
 from lisa.train.loop import run
@@ -205,7 +205,7 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
 
 def sample_pictures(pipeline: Any, captions: list[str], *, steps: int = 25, guidance: float = 3.0) -> list[np.ndarray]:
     """One picture per caption, uint8 (H, W, 3), with DPM-Solver++ and a seed per picture."""
-    fast_scheduler(pipeline)
+    set_solver(pipeline)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     images = pipeline(
         captions, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"

@@ -27,7 +27,7 @@ from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
 from lisa.sample.clips import animation, animation_scale, contact_sheet, save_animation, sheet_scale
 from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, fast_scheduler, sample_requests
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, set_solver, sample_requests
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter
@@ -66,7 +66,7 @@ class Results:
         sampler = SamplerSettings(settings.steps, settings.guidance, control_scale, settings.batch_size)
         with without_adapters(self.pair.side.module):  # the network that is given away, to the last bit
             pipeline = self.pair.pipeline()
-            fast_scheduler(pipeline)
+            set_solver(pipeline)
             return [picture for _, picture in sample_requests(pipeline, requests, sampler, call)]
 
     def draw_samples(self, step: int) -> Path | None:

@@ -81,7 +81,7 @@ class SamplerSettings:
 SOLVERS = {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "own": None}
 
 
-def fast_scheduler(pipeline: Any, solver: str | None = None) -> None:
+def set_solver(pipeline: Any, solver: str | None = None) -> None:
     """DPM-Solver++ from the model's own noise schedule: good pictures in 20 steps. Or another of :data:`SOLVERS`.
 
     EDM models keep their own scheduler, and so do flows whose scheduler has no ``beta_schedule`` (Euler's). UniPC's and
