@@ -20,7 +20,7 @@ from lisa.data.images import load_rgb, save_png
 from lisa.data.sources import ScenesSource
 from lisa.mains.weights import Weights
 from lisa.pairs import pair_spec
-from lisa.sample.pictures import set_solver
+from lisa.sample.pictures import Request, set_solver
 
 FAST = {"steps": 1, "guidance": 1.0}
 DRAWN_EDGES = {"data": "scenes", "condition": "edges"}
@@ -283,18 +283,28 @@ def test_several_pictures_per_condition_are_made_and_judged_together(made, finis
     options = replace(made[0], out=tmp_path / "made", per_condition=2, count=2)
     said = []
     assert generate(options, progress=said.append)["made"] == 4 and said[-1].startswith("4/4  ")
-    folders = [options.out / "1", options.out / "2"]
-    first, second = (pictures(folder) for folder in folders)
+    groups = [options.out / "group-1", options.out / "group-2"]
+    first, second = (pictures(folder) for folder in groups)
     assert first.keys() == second.keys() and all((first[key] == pictures(made[0].out)[key]).all() for key in first)
-    assert all(np.abs(first[key].astype(int) - second[key]).max() > 10 for key in first)
-    again = generate(replace(options, count=None))
-    assert (again["made"], again["kept"]) == (4, 4), "more of them leave the others as they are"
+    assert len({each.tobytes() for each in (*first.values(), *second.values())}) == 4
+    told = [json.loads((folder / "settings.json").read_text()) for folder in groups]
+    assert told[0] == told[1] and told[0]["weights"] and not (options.out / "settings.json").exists()
+    again = generate(replace(options, count=None, per_condition=3))
+    assert (again["made"], again["kept"]) == (8, 4), "more of them leave the others as they are"
     given = {"run": finished_run, "count": 2}
-    alone, both = [evaluate(folder, **given)["fidelity"]["value"] for folder in folders], evaluate(folders, **given)
+    alone, both = [evaluate(folder, **given)["fidelity"]["value"] for folder in groups], evaluate(groups, **given)
     assert both["fidelity"]["value"] == pytest.approx(np.mean(alone)) and both["sets"] == 2
-    assert evaluate(folders, **DRAWN_EDGES)["samples"] == 4
+    assert evaluate(groups, **DRAWN_EDGES)["samples"] == 4
     with pytest.raises(LisaError, match="--per-condition is 0"):
         generate(replace(options, per_condition=0))
+
+
+def test_no_two_pictures_share_a_seed():
+    """Neither of one condition nor of two, whose seeds are neighbours."""
+    requests = [Request(str(number), "", np.zeros((8, 8, 3), np.uint8), number) for number in range(50)]
+    wanted = generation._several(requests, 4)
+    assert len({request.seed for request in wanted}) == len({request.key for request in wanted}) == 200
+    assert generation._several(requests, 1) == requests
 
 
 def test_a_missing_picture_is_an_error_that_names_it(copied, finished_run):

@@ -21,7 +21,7 @@ from lisa.build.training import _prepare
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.pairs.shell import shell_of
-from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, sample_pictures, set_solver
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 

@@ -15,7 +15,7 @@ from conformance.own_space import process_time
 from conformance.row import over_time
 from lisa.core.packing import unpack
 from lisa.pairs import Inputs, Pair
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_clips, sample_pictures, set_solver
 
 PROMPT = "a cat"
 #: Arguments that say nothing about what is computed, or say what leaving them out says.

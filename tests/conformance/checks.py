@@ -28,7 +28,7 @@ from lisa.common.errors import LisaError
 from lisa.core.decoder import to_map
 from lisa.core.frames import fold_feature, unfold
 from lisa.pairs import Pair
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_clips, sample_pictures, set_solver
 from lisa.sides.base import SideOptions
 
 __all__ = ["CHECKS", "a_start_by_the_conditions_lets_them_in_and_changes_nothing"]

@@ -14,7 +14,7 @@ from conformance.table import ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import pair_names, pair_spec
 from lisa.pairs.several import joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 
 FIRST = {row.pair: row for row in reversed(ROWS)}  # one row per pair will do: containers know nothing of predictions
 TOGETHER = [name for name in pair_names() if pair_spec(name).call.container is not None]

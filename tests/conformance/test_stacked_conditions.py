@@ -11,7 +11,7 @@ import torch
 from conformance import row as rows
 from conformance.table import ROWS
 from lisa.common.errors import LisaError
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 from lisa.sides.base import SideOptions
 
 STACKING = ("sd-controlnet", "sdxl-controlnet", "sd-t2i-adapter", "sdxl-t2i-adapter")

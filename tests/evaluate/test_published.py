@@ -140,16 +140,16 @@ def test_depth_is_normalised_and_fidelity_is_higher_for_better(family, metric, s
     protocol = published.find(family, "depth")
     truth = grey(ramp(), "a")
     darker = (truth.image // 2).astype(np.uint8)  # another scale: the same depth, but for rounding
-    same = published.evaluate(protocol, by_luminance, [truth.image], [truth])
+    same = published.evaluate(protocol, by_luminance, [[truth.image]], [truth])
     assert same["metrics"][metric]["value"] == 0 and same["fidelity"]["value"] == 1
-    near = published.evaluate(protocol, by_luminance, [darker], [truth])
+    near = published.evaluate(protocol, by_luminance, [[darker]], [truth])
     assert near["metrics"][metric]["value"] < 0.01 * span
-    turned = published.evaluate(protocol, by_luminance, [truth.image[:, ::-1]], [truth])
+    turned = published.evaluate(protocol, by_luminance, [[truth.image[:, ::-1]]], [truth])
     expected = np.sqrt(np.mean((np.arange(256) - np.arange(255, -1, -1)) ** 2)) * span / 255
     assert turned["metrics"][metric]["value"] == pytest.approx(expected)
     assert turned["fidelity"]["value"] == pytest.approx(1 - expected / span)
     assert turned["protocol"] == f"{family}/depth" and not turned["metrics"][metric]["higher_is_better"]
-    both = published.evaluate(protocol, by_luminance, [truth.image, truth.image[:, ::-1]], [truth, grey(ramp(), "b")])
+    both = published.evaluate(protocol, by_luminance, [[truth.image, truth.image[:, ::-1]]], [truth, grey(ramp(), "b")])
     assert both["fidelity"]["low"] < both["fidelity"]["value"] < both["fidelity"]["high"], "ends turn with the sign"
 
 
@@ -165,9 +165,9 @@ class Segments:
 def test_depth_that_begins_elsewhere_is_the_same_in_one_protocol_only():
     """Published for ControlNet++: the truth is min-max normalised, what was made divided by its greatest value."""
     truth, shifted = grey(ramp()), grey(ramp() // 2 + 100).image
-    paper = published.evaluate(published.find("lisa", "depth"), by_luminance, [shifted], [truth])
+    paper = published.evaluate(published.find("lisa", "depth"), by_luminance, [[shifted]], [truth])
     assert paper["metrics"]["depth_rmse"]["value"] < 0.01
-    theirs = published.evaluate(published.find("controlnet++", "depth"), by_luminance, [shifted], [truth])
+    theirs = published.evaluate(published.find("controlnet++", "depth"), by_luminance, [[shifted]], [truth])
     expected = np.sqrt(np.mean((np.floor((ramp() // 2 + 100) / 227 * 255) - ramp()) ** 2))
     assert theirs["metrics"]["depth_rmse_255"]["value"] == pytest.approx(expected) and expected > 50
     low = np.asarray([[-2.0, 0.0], [1.0, 4.0]])
@@ -178,10 +178,10 @@ def test_depth_that_begins_elsewhere_is_the_same_in_one_protocol_only():
 def test_segmentation_is_judged_by_the_real_picture_or_by_the_labels():
     truth, made = grey([[0, 0, 1, 1]]), np.asarray(grey([[0, 0, 0, 1]]).image)
     expected = (2 / 3 + 1 / 2) / 2
-    lisa = published.evaluate(published.find("lisa", "segmentation"), Segments(), [made], [truth])
+    lisa = published.evaluate(published.find("lisa", "segmentation"), Segments(), [[made]], [truth])
     assert lisa["fidelity"]["value"] == pytest.approx(expected) and lisa["metrics"]["miou"]["higher_is_better"]
     labels = [np.asarray([[0, 0, 255, 2]])]
-    theirs = published.evaluate(published.find("controlnet++", "segmentation"), Segments(), [made], [truth], labels)
+    theirs = published.evaluate(published.find("controlnet++", "segmentation"), Segments(), [[made]], [truth], labels)
     assert theirs["fidelity"]["value"] == pytest.approx((1 + 0 + 0) / 3), "class 1 was made where there is none of it"
 
 
@@ -196,12 +196,12 @@ def test_poses_of_pictures_and_nothing_to_judge():
     result = published.evaluate(
         protocol,
         reader,
-        [pictures[i].image for i in (0, 1, 2)],
+        [[pictures[i].image for i in (0, 1, 2)]],
         [pictures[0], *[grey(np.full((8, 8), 0), "b"), pictures[2]]],
     )
     assert result["fidelity"]["value"] == 0.5 and result["per_image"]["2"]["pck@0.2"] is None
     with pytest.raises(LisaError, match="lisa/pose found nothing to judge in 1 true pictures"):
-        published.evaluate(protocol, reader, [pictures[0].image], [pictures[2]])
+        published.evaluate(protocol, reader, [[pictures[0].image]], [pictures[2]])
 
 
 def test_photographs_by_the_protocols_without_networks():
@@ -216,8 +216,8 @@ def test_photographs_by_the_protocols_without_networks():
     for family, condition in (("controlnet++", "canny"), ("controlnet++", "hed"), ("lisa", "lowres")):
         protocol = published.find(family, condition)
         assert published.load_reader(protocol) is None
-        same = published.evaluate(protocol, None, [p.image for p in photos], photos)
-        other = published.evaluate(protocol, None, [p.image for p in photos[::-1]], photos)
+        same = published.evaluate(protocol, None, [[p.image for p in photos]], photos)
+        other = published.evaluate(protocol, None, [[p.image for p in photos[::-1]]], photos)
         best = 60 if condition == "lowres" else 1
         assert same["fidelity"]["value"] == pytest.approx(best) and other["fidelity"]["value"] < 0.6 * best
         assert same["protocol"] == f"{family}/{condition}" and same["extractors"] == []
@@ -278,11 +278,11 @@ def test_bad_calls_are_named():
     with pytest.raises(LisaError, match="lisa/depth uses no detector"):
         published.load_reader(published.find("lisa", "depth"), None, "x")
     with pytest.raises(LisaError, match="1 pictures for 2 samples"):
-        published.evaluate(canny, None, [one.image], [one, one])
+        published.evaluate(canny, None, [[one.image]], [one, one])
     with pytest.raises(LisaError, match="two samples have the same key"):
-        published.evaluate(canny, None, [one.image] * 2, [one, one])
+        published.evaluate(canny, None, [[one.image] * 2], [one, one])
     with pytest.raises(LisaError, match=r"made for 'a' is \(4, 4, 3\), its truth \(8, 8, 3\)"):
-        published.evaluate(canny, None, [one.image[:4, :4]], [one])
+        published.evaluate(canny, None, [[one.image[:4, :4]]], [one])
 
 
 def test_label_maps_are_read_cropped_and_refused(tmp_path):

@@ -22,7 +22,7 @@ from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
 from lisa.export.usage import loading_code
 from lisa.pairs import pair_names
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_requests
+from lisa.sample.pictures import Request, SamplerSettings, sample_requests, set_solver
 from lisa.train.config import TrainConfig
 from lisa.train.settings import check_settings
 

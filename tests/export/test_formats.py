@@ -20,7 +20,7 @@ from lisa.build.export import ExportOptions, export, formats_of
 from lisa.common.errors import LisaError
 from lisa.export.single_file import DTYPES
 from lisa.pairs import Pair, pair_names, pair_spec
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 from lisa.sides.original import original_controlnet_names
 
 # One row per pair, and those whose side network is built in another way.

@@ -20,7 +20,7 @@ from lisa.mains.base import latents_from_moments
 from lisa.mains.wan import WanMain, load_wan
 from lisa.mains.weights import Weights
 from lisa.pairs import Pair, pair_spec
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_clips
+from lisa.sample.pictures import Request, SamplerSettings, sample_clips, set_solver
 from lisa.sides.attach import attach
 from lisa.sides.base import SideOptions
 from lisa.sides.wan_vace import WanVACESide

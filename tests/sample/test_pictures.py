@@ -14,7 +14,7 @@ import tiny
 from lisa.common.errors import LisaError
 from lisa.pairs import PipelineCall
 from lisa.sample.grids import grid, labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 
 COLOURS = [np.full((4, 6, 3), value, np.uint8) for value in (10, 60, 110, 160)]
 

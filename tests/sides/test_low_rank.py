@@ -12,7 +12,7 @@ from conformance import tiny_flux, tiny_sd, tiny_t2i
 from conformance.table import ROWS, VIDEO_ROWS
 from lisa.common.errors import LisaError
 from lisa.pairs import Pair
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 from lisa.sides.low_rank import add_low_rank, is_adapted, without_adapters
 
 # What is predicted makes no difference here: one row per pair and label.

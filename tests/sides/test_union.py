@@ -12,7 +12,7 @@ from conformance import tiny_sdxl
 from conformance.calls import recorded
 from lisa.common.errors import LisaError
 from lisa.pairs import Inputs
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_pictures
+from lisa.sample.pictures import Request, SamplerSettings, sample_pictures, set_solver
 from lisa.sides.base import SideOptions
 from lisa.sides.union import ControlNetUnionSide
 

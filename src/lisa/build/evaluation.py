@@ -10,7 +10,7 @@ from typing import Any
 
 from lisa.build import parts
 from lisa.build.chosen import read_run
-from lisa.build.outputs import settings_of, settings_of_all
+from lisa.build.outputs import how_made
 from lisa.common.errors import LisaError, choose
 from lisa.data.clips import clip_folder, holds_clips
 from lisa.data.images import SUFFIXES, image_size
@@ -24,13 +24,14 @@ from lisa.evaluate import extras, protocols, published
 from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
-from lisa.evaluate.runner import evaluate_images, read_folders
-from lisa.evaluate.sets import check_drawn_apart, split
+from lisa.evaluate.runner import evaluate_sets, read_folders
+from lisa.evaluate.sets import check_drawn_apart
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
 OWN = "own"
 #: Data of exact truth.
 DRAWN = (ScenesSource.kind, MovingScenesSource.kind)
+Sets = Sequence[Sequence[ByteArray]]
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def evaluate(
         raise LisaError("there is no folder to judge", "Name one, or several")
     judging = judging or Judging()
     height_width = (size, size) if isinstance(size, int) else size
-    settings = settings_of_all(folders)
-    source, name, transform = _opened(folders[0], run, data, condition, height_width, judging)
+    settings = how_made([require_folder(folder) for folder in folders])
+    source, name, transform = _opened(folders, run, data, condition, height_width, judging)
     first = source[0] if len(source) else None
     if first is not None and is_clip(first) and judging.protocol != OWN:
         raise LisaError(
@@ -103,9 +104,9 @@ def evaluate(
         )
     judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
-    images, samples = read_folders(folders, source, indices=indices, size=height_width)
-    check_drawn_apart(split(images, samples, len(folders)), [str(folder) for folder in folders])
-    result = {**judge(images, samples, transform, settings, len(folders)), "sets": len(folders)}
+    sets, samples = read_folders(folders, source, indices=indices, size=height_width)
+    check_drawn_apart(sets, [str(folder) for folder in folders])
+    result = {**judge(sets, samples, transform, settings), "sets": len(sets)}
     if data in DRAWN:
         at = "" if samples[0].rate is None else f" at {samples[0].rate:g} frames per second"
         there = f"judged are the {len(source)} scenes{at} that there are files of"
@@ -132,20 +133,15 @@ class _Judge:
                 self.not_run["fidelity"] = str(error)
 
     def __call__(
-        self,
-        images: list[ByteArray],
-        samples: list[Sample],
-        transform: PairedTransform | None,
-        settings: Any,
-        sets: int,
+        self, sets: Sets, samples: list[Sample], transform: PairedTransform | None, settings: Any
     ) -> dict[str, Any]:
-        result = self._fidelity(images, samples, transform, sets)
+        result = self._fidelity(sets, samples, transform)
         result |= {"notes": [*self.notes], "not_run": dict(self.not_run)}
         if self.protocol is not None:
-            result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"], sets)
+            result["deviations"] = deviations(self.protocol, samples, settings, result["extractors"], len(sets))
         for name, extra in self.ready.items():
             try:
-                found = extras.measure(name, extra, images, samples, sets)
+                found = extras.measure_sets(name, extra, sets, samples)
             except LisaError as error:  # too few pictures, no captions ...: what is read already is worth having
                 result["not_run"][name] = str(error)
                 continue
@@ -185,11 +181,9 @@ class _Judge:
             )
         return notes
 
-    def _fidelity(
-        self, images: list[ByteArray], samples: list[Sample], transform: PairedTransform | None, sets: int
-    ) -> dict[str, Any]:
+    def _fidelity(self, sets: Sets, samples: list[Sample], transform: PairedTransform | None) -> dict[str, Any]:
         if self.protocol is None and not self.notes:
-            return evaluate_images(images, samples, self.condition, sets=sets)
+            return evaluate_sets(sets, samples, self.condition)
         if self.protocol is None:
             return self._none(len(samples))
         if "fidelity" in self.not_run:
@@ -199,7 +193,7 @@ class _Judge:
             given, keys = self.judging.labels_start, [sample.key for sample in samples]
             start = self.protocol.labels_start if given is None else given
             labels = read_label_maps(self.judging.labels, keys, transform, start=start, classes=self.reader.classes)
-        return published.evaluate(self.protocol, self.reader, images, samples, labels, sets=sets)
+        return published.evaluate(self.protocol, self.reader, sets, samples, labels)
 
     def _none(self, samples: int, protocol: str = "none", about: str = "", rule: str = "none") -> dict[str, Any]:
         """A result without fidelity."""
@@ -218,7 +212,7 @@ class _Judge:
 
 
 def _opened(
-    generated: Path,
+    folders: Sequence[Path],
     run: str | Path | None,
     data: str | None,
     condition: str | None,
@@ -242,7 +236,7 @@ def _opened(
     elif judging.protocol != OWN:
         published.find(judging.protocol, condition)
     if data in DRAWN:
-        return _drawn(generated, str(data), condition, size), condition, None
+        return _drawn(folders, str(data), condition, size), condition, None
     # Clips are judged whole: as many frames as there are.
     clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
     source = clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
@@ -250,12 +244,12 @@ def _opened(
     return source, condition, None if size is None else PairedTransform(size)
 
 
-def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | None) -> Source:
-    """The scenes that the files are named after, as large as these; moving ones with as many frames."""
+def _drawn(folders: Sequence[Path], kind: str, condition: str, size: tuple[int, int] | None) -> Source:
+    """The scenes that the files of any folder are named after, as large; moving ones with as many frames."""
     make = MovingScenesSource if kind == MovingScenesSource.kind else ScenesSource
     moving, pattern = make is MovingScenesSource, re.compile(rf"{kind.removesuffix('s')}-(\d+)-(\d+)")
     found: dict[tuple[int, int], Path] = {}
-    for file in require_folder(generated).iterdir():
+    for file in [file for folder in folders for file in folder.iterdir()]:
         name = pattern.fullmatch(file.stem)
         if name is None:
             continue
@@ -266,14 +260,14 @@ def _drawn(generated: Path, kind: str, condition: str, size: tuple[int, int] | N
     if len(streams) != 1:
         held = f"scenes of several streams ({', '.join(map(str, streams))})" if streams else f"none of {kind}"
         remedy = f"Name files as the scenes are, of one stream: {make(None, 1, 1).keys[0]}"
-        raise LisaError(f"{str(generated)!r} holds {held}", remedy)
+        raise LisaError(f"{str(folders[0])!r} holds {held}", remedy)
     numbers = sorted(number for _, number in found)
     one = found[streams[0], numbers[0]]
     info = clip_info(one) if moving else None
     height, width = size or (info.size if info is not None else image_size(one))
     if height != width:
         raise LisaError(f"{kind} are square, not {width}x{height} pixels", "Leave out --size, or judge square pictures")
-    told = (settings_of(generated) or {}).get("rate")  # else what the video tells
+    told = (how_made(folders) or {}).get("rate")  # else what the video tells
     options = {} if info is None else {"frames": info.frames, "rate": told or info.rate or MOVING_RATE}
     source = make(condition, streams[0], numbers[-1] + 1 - numbers[0], height, numbers[0], **options)
     return Subset(source, [number - numbers[0] for number in numbers])

@@ -27,7 +27,7 @@ from lisa.mains.weights import Weights
 from lisa.pairs import PairSpec, PipelineCall, pair_spec
 from lisa.pairs.fit import check_conditions
 from lisa.pairs.several import check_container, joint_pipeline
-from lisa.sample.pictures import Request, SamplerSettings, set_solver, sample_requests
+from lisa.sample.pictures import Request, SamplerSettings, sample_requests, set_solver
 from lisa.sides.base import SideNetwork, SideOptions
 from lisa.train.config import TrainConfig
 from lisa.train.network_settings import ModelSettings
@@ -50,8 +50,8 @@ class GenerateOptions:
         negative_prompt: what guidance leads away from; None: from no text.
         solver: one of :data:`lisa.sample.pictures.SOLVERS`; None: the fast one where the model can do with it.
         scale: multiplies the weights of all side networks.
-        per_condition: pictures of every condition, with seeds of their own: above 1 in folders ``1``, ``2`` ... of
-            ``out``, which :func:`lisa.build.evaluation.evaluate` judges together.
+        per_condition: pictures of every condition, with seeds of their own: above 1 in folders ``group-1``,
+            ``group-2`` ... of ``out``, which :func:`lisa.build.evaluation.evaluate` judges together.
         dtype: in which the networks are read and run (the VAE in float32): ``float32``, ``bfloat16`` or ``float16``;
             None: what the run's main network was trained in, or float32.
         quantize: ``none``, ``int8`` or ``nf4``: of the main network; None: as the run's was trained, where this machine
@@ -128,18 +128,20 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
     kinds = control_types(run, sides)
     if any(kind is not None for kind in kinds):
         settings["control_type"] = _one_or_all(kinds)
-    stamps = _stamps(requests, {**settings, "weights": _one_or_all([_weights(Path(side.source)) for side in sides])})
-    todo = _unfinished(options, requests, stamps, outputs)
+    settings["weights"] = _one_or_all([_weights(Path(side.source)) for side in sides])
+    wanted = _several(requests, options.per_condition)
+    stamps = _stamps(wanted, settings)
+    todo = _unfinished(options, wanted, stamps, outputs)
     if todo:
         weights = Weights(getattr(torch, dtype), quantize)
-        pipeline, call = _load_pipeline(model, spec, sides, kinds, todo, weights)
-        if progress is not None and spec.call.clips and (note := shorter_clips(todo, sides)):
+        pipeline, call = _load_pipeline(model, spec, sides, kinds, requests, weights)
+        if progress is not None and spec.call.clips and (note := shorter_clips(requests, sides)):
             progress(note)
         pipeline.to(_device())
         set_solver(pipeline, options.solver)
         rates = {request.rate for request in requests} if spec.call.clips else set()
         told = {"scheduler": type(pipeline.scheduler).__name__, **({"rate": rates.pop()} if len(rates) == 1 else {})}
-        for folder in _sets(options):
+        for folder in _groups(options.per_condition):
             write_json(options.out / folder / "settings.json", {**settings, **told})
         scale = _one_or_all(scales, tuple)
         sampler = SamplerSettings(options.steps, options.guidance, scale, options.batch, options.negative_prompt)
@@ -147,7 +149,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
             outputs.write(request, made, stamps[request.key])
             if progress is not None:
                 progress(f"{number}/{len(todo)}  {outputs.place(request)}")
-    return {"out": str(options.out), "made": len(todo), "kept": len(requests) - len(todo), "settings": settings}
+    return {"out": str(options.out), "made": len(todo), "kept": len(wanted) - len(todo), "settings": settings}
 
 
 def _requests(
@@ -174,16 +176,21 @@ def _requests(
         requests = file_requests(conditions, sides, image=options.image, **wanted)
     else:
         requests = held_out_requests(run, sides, **wanted)
+    return [replace(request, **told) for request in requests]
+
+
+def _several(requests: Sequence[Request], per_condition: int) -> list[Request]:
+    """What is to be made: of each request so many, each with a seed and in a folder of its own."""
     return [
-        replace(request, **told, key=f"{folder}{request.key}", seed=request.seed + number * _SEEDS_APART)
-        for number, folder in enumerate(_sets(options))
+        replace(request, key=f"{group}{request.key}", seed=request.seed + number * _SEEDS_APART)
+        for number, group in enumerate(_groups(per_condition))
         for request in requests
     ]
 
 
-def _sets(options: GenerateOptions) -> list[str]:
-    """Where each picture of a condition lies in ``out``, as what precedes its name."""
-    return [""] if options.per_condition == 1 else [f"{number}/" for number in range(1, options.per_condition + 1)]
+def _groups(per_condition: int) -> list[str]:
+    """What precedes the names of what is made; nothing where there is one of each."""
+    return [""] if per_condition == 1 else [f"group-{number}/" for number in range(1, per_condition + 1)]
 
 
 def _listed(given: str | Path | Sequence[Any] | None) -> list[Any]:
@@ -197,12 +204,15 @@ def _one_or_all(values: Sequence[Any], kind: Callable[[Sequence[Any]], Any] = li
 
 def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]:
     """For each picture, by key: a hash of all that decides what it looks like."""
-    return {
-        r.key: content_hash(
-            "generate", settings, r.prompt, r.seed, *[each for c in r.conditions for each in _content(c)], *_begin(r)
-        )
-        for r in requests
-    }
+    contents: dict[int, tuple[Any, ...]] = {}  # pictures of one condition have the very same array
+
+    def given(request: Request) -> tuple[Any, ...]:
+        for each in request.conditions:
+            if id(each) not in contents:
+                contents[id(each)] = _content(each)
+        return tuple(part for each in request.conditions for part in contents[id(each)])
+
+    return {r.key: content_hash("generate", settings, r.prompt, r.seed, *given(r), *_begin(r)) for r in requests}
 
 
 def _begin(request: Request) -> tuple[Any, ...]:

@@ -76,19 +76,14 @@ class ClipFiles:
                 save_png(frame, folder / f"{number:04d}.png", {_STAMP: stamp})
 
 
-def settings_of(generated: Path) -> dict[str, Any] | None:
-    """How the pictures were made, as ``lisa generate`` wrote it; None where that is not told."""
-    file = generated / "settings.json"
-    return read_json(file) if file.is_file() else None
-
-
-def settings_of_all(folders: Sequence[Path]) -> dict[str, Any] | None:
-    """The same of several folders, whose figures are only averaged where they were made alike.
+def how_made(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """How the pictures were made, as ``lisa generate`` wrote it; None where that is not told.
 
     Raises:
-        LisaError: they were not.
+        LisaError: figures of several folders are to be averaged, and these were not made alike.
     """
-    first, *others = [settings_of(folder) for folder in folders]
+    files = [folder / "settings.json" for folder in folders]
+    first, *others = [read_json(file) if file.is_file() else None for file in files]
     for folder, other in zip(folders[1:], others, strict=True):
         if (first is None) != (other is None):
             there, lacking = (folders[0], folder) if other is None else (folder, folders[0])
@@ -97,7 +92,7 @@ def settings_of_all(folders: Sequence[Path]) -> dict[str, Any] | None:
                 "Judge pictures together that were made alike",
             )
         mine, theirs = first or {}, other or {}
-        for name in {**mine, **theirs}:
+        for name in {**mine, **theirs}.keys() - {"solver"}:  # which is how "scheduler" was asked for
             if mine.get(name) != theirs.get(name):
                 raise LisaError(
                     f"{name} is {mine.get(name)} for {str(folders[0])!r} and {theirs.get(name)} for {str(folder)!r}",

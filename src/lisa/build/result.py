@@ -27,7 +27,7 @@ from lisa.evaluate.runner import evaluate_images, fidelity_gain
 from lisa.pairs import Pair
 from lisa.sample.clips import animation, animation_scale, contact_sheet, save_animation, sheet_scale
 from lisa.sample.grids import grid_layout, labelled_grid, save_png, titled_rows
-from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, set_solver, sample_requests
+from lisa.sample.pictures import BrokenPictures, Request, SamplerSettings, sample_requests, set_solver
 from lisa.sides.low_rank import without_adapters
 from lisa.train.config import TrainConfig
 from lisa.train.held_out import HeldOutMeter

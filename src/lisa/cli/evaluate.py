@@ -43,7 +43,7 @@ def evaluate(
         str, typer.Option("--metrics", help="More of them, such as psnr,lpips,clip_score (docs/evaluation.md).")
     ] = "",
     clip: Annotated[str | None, typer.Option("--clip", help="Weights of CLIP; else ViT-B/16's.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result, with every picture's, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result, with every sample's, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Judge how well generated pictures follow their conditions. A missing picture is an error.
@@ -88,7 +88,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
     from lisa.cli.common import show_interval
 
-    each = f", {result['sets']} pictures of each" if result["sets"] > 1 else ""
+    each = f", {result['sets']} of each" if result["sets"] > 1 else ""
     table = Table(title=f"{result['samples']} samples{each}, protocol {result['protocol']}")
     table.add_column("metric")
     table.add_column("value [95% interval]", justify="right")

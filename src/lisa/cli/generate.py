@@ -47,7 +47,9 @@ def generate(
         Path | None, typer.Option("--prompts", help="JSON file: name of the condition image -> prompt.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("generated"),
-    count: Annotated[int | None, typer.Option("--count", min=1, help="At most that many pictures.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Only the first so many conditions or samples.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1: none.")] = 3.0,
     negative_prompt: Annotated[
@@ -62,7 +64,7 @@ def generate(
     per_condition: Annotated[
         int,
         typer.Option(
-            "--per-condition", min=1, help="Pictures of every condition, in folders 1, 2 ... of --out, judged together."
+            "--per-condition", min=1, help="Pictures of every condition, in folders group-1, group-2 ... of --out."
         ),
     ] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first picture; each gets its own.")] = 0,

@@ -28,7 +28,6 @@ from lisa.evaluate.clips import frames_of, is_clip
 from lisa.evaluate.extractors.clip import ClipReader
 from lisa.evaluate.extractors.weights import device, locate
 from lisa.evaluate.metrics import psnr_ssim
-from lisa.evaluate.sets import split
 
 #: As both published protocols have it.
 CLIP = "openai/clip-vit-base-patch16"
@@ -121,19 +120,12 @@ def prepare(names: Sequence[str], clip: str = CLIP) -> tuple[dict[str, Ready], d
     return ready, missing
 
 
-def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample], sets: int = 1) -> Measured:
+def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
     """``ready.run`` on pictures or on clips; metrics of pictures are then of all frames, per clip their mean.
-
-    With several ``sets`` of them (:mod:`lisa.evaluate.sets`) the mean over these: per sample, or of the whole sets'.
 
     Raises:
         LisaError: a metric of clips was given pictures; or what the metric itself refuses.
     """
-    found = [_measure_set(name, ready, each, samples) for each in split(made, samples, sets)]
-    return replace(found[0], values=np.mean([one.values for one in found], axis=0).tolist())
-
-
-def _measure_set(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequence[Sample]) -> Measured:
     clips = bool(samples) and is_clip(samples[0])
     if EXTRAS[name].of_clips and not clips:
         raise LisaError(f"{name} is of clips, these are pictures", "Leave it out")
@@ -144,6 +136,12 @@ def _measure_set(name: str, ready: Ready, made: Sequence[ByteArray], samples: Se
         return replace(found, notes=_few(name, len(made), "clips"))
     ends = np.cumsum([len(clip) for clip in made])[:-1]
     return replace(found, values=[float(part.mean()) for part in np.split(np.asarray(found.values), ends)])
+
+
+def measure_sets(name: str, ready: Ready, sets: Sequence[Sequence[ByteArray]], samples: Sequence[Sample]) -> Measured:
+    """:func:`measure` of several sets (:mod:`lisa.evaluate.sets`): per sample, or of the sets, the mean over these."""
+    found = [measure(name, ready, made, samples) for made in sets]
+    return replace(found[0], values=np.mean([one.values for one in found], axis=0).tolist())
 
 
 def _attempt(kind: str | None, clip: str) -> Any:

@@ -18,6 +18,17 @@ def single(value: float, of: float = 1.0) -> Counts:
     return np.asarray([value], np.float64), np.asarray([of], np.float64)
 
 
+def mean(values: Sequence[float]) -> Counts:
+    """A figure that is one of single pictures: of several of one sample, the mean."""
+    return single(float(np.mean(values)))
+
+
+def summed(counts: Sequence[Counts]) -> Counts:
+    """What was counted over several pictures of one sample."""
+    above, below = (np.sum(parts, axis=0) for parts in zip(*counts, strict=True))
+    return above, below
+
+
 def ratio(counts: Counts) -> float:
     """Numerators over denominators, mean over the classes that have any; NaN where none has."""
     above, below = counts
@@ -25,21 +36,13 @@ def ratio(counts: Counts) -> float:
     return float(np.mean(above[there] / below[there])) if there.any() else float("nan")
 
 
-def pooled(counts: Sequence[Counts], seed: int = 0, n: int = 1000, sets: int = 1) -> Interval:
-    """:func:`ratio` of the sums over pictures, with a bootstrap interval over the pictures.
-
-    Args:
-        counts: of each picture, one set after the other.
-        seed: of the bootstrap.
-        n: of its resamples.
-        sets: pictures per sample; the figure is then the mean over sets (:mod:`lisa.evaluate.sets`).
-    """
+def pooled(counts: Sequence[Counts], seed: int = 0, n: int = 1000) -> Interval:
+    """:func:`ratio` of the sums over pictures, with a bootstrap interval over the pictures."""
     above, below = (np.stack(parts) for parts in zip(*counts, strict=True))
-    pairs = list(zip(np.split(above, sets), np.split(below, sets), strict=True))
 
     def statistic(rows: IndexArray) -> FloatArray:
-        drawn = [np.bincount(each, minlength=len(above) // sets) for each in rows.reshape(-1, rows.shape[-1])]
-        ratios = [[ratio((each @ over, each @ under)) for over, under in pairs] for each in drawn]
-        return np.asarray(ratios).mean(-1).reshape(rows.shape[:-1])
+        drawn = np.asarray([np.bincount(each, minlength=len(above)) for each in rows.reshape(-1, rows.shape[-1])])
+        ratios = [ratio(pair) for pair in zip(drawn @ above, drawn @ below, strict=True)]
+        return np.asarray(ratios).reshape(rows.shape[:-1])
 
-    return bootstrap(statistic, len(above) // sets, seed=seed, n=n)
+    return bootstrap(statistic, len(above), seed=seed, n=n)

@@ -22,10 +22,10 @@ from lisa.evaluate.extractors.pose import PoseReader
 from lisa.evaluate.extractors.segmentation import SegmentationReader
 from lisa.evaluate.extractors.weights import locate
 from lisa.evaluate.pooled import Counts, pooled, ratio
-from lisa.evaluate.sets import split
+from lisa.evaluate.sets import check_sets
 
-#: Per picture: the sample, what was made, and the data set's classes (H, W) where the protocol wants them.
-Measure = Callable[[Any, Sample, ByteArray, "NDArray[np.int64] | None"], Counts]
+#: Per sample: it, what was made (a picture of each set), and the data's classes (H, W) where the protocol wants them.
+Measure = Callable[[Any, Sample, Sequence[ByteArray], "NDArray[np.int64] | None"], Counts]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Published:
     Attributes:
         name: ``lisa/depth``, ``controlnet++/canny`` ...
         metric: the figure reported, named.
-        measure: it, of one picture.
+        measure: it, of one sample.
         about: one sentence for reports.
         reader: kind of network, or None.
         weights: of the reader, as published; for poses the estimator's and the detector's.
@@ -114,47 +114,48 @@ def load_reader(protocol: Published, extractor: str | None = None, detector: str
 def evaluate(
     protocol: Published,
     reader: Any,
-    images: Sequence[ByteArray],
+    sets: Sequence[Sequence[ByteArray]],
     samples: Sequence[Sample],
     labels: Sequence[NDArray[np.int64]] | None = None,
     *,
-    sets: int = 1,
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
     """Judge pictures; the result is that of :func:`lisa.evaluate.runner.evaluate_images`, and ``extractors``.
 
-    The figure is of the whole set (mIoU and PCK pool their counts over all pictures, as is usual), with a bootstrap
-    interval over the pictures; ``per_image`` holds each picture's own.
+    The figure is of all pictures (mIoU and PCK pool their counts, as is usual), with a bootstrap interval over the
+    samples; ``per_image`` holds each sample's own.
 
     Args:
         protocol: see :func:`find`.
         reader: see :func:`load_reader`.
-        images: uint8 (H, W, 3), one per sample; or one set of them after the other.
+        sets: uint8 (H, W, 3), one per sample, of each set (:mod:`lisa.evaluate.sets`).
         samples: what was asked for.
         labels: (H, W) each, where ``protocol.labels``: see :func:`lisa.evaluate.labels.read_label_maps`.
-        sets: pictures per sample (:mod:`lisa.evaluate.sets`).
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Raises:
         LisaError: numbers that differ, a picture of another size, or nothing that could be judged.
     """
-    counts = [
-        _counts(protocol, reader, sample, image, None if labels is None else labels[i])
-        for made in split(images, samples, sets)
-        for i, (sample, image) in enumerate(zip(samples, made, strict=True))
-    ]
-    if len({sample.key for sample in samples}) < len(samples):
-        raise LisaError("two samples have the same key", "Keys must be unique")
-    if not any(below.any() for _, below in counts):
+    check_sets(sets, samples)
+    counts = {}
+    for i, (sample, *made) in enumerate(zip(samples, *sets, strict=True)):
+        for image in made:
+            if image.shape != sample.image.shape:
+                raise LisaError(
+                    f"the picture made for {sample.key!r} is {image.shape}, its truth {sample.image.shape}",
+                    "Evaluate at the size that was generated",
+                )
+        counts[sample.key] = protocol.measure(reader, sample, made, None if labels is None else labels[i])
+    if not any(below.any() for _, below in counts.values()):
         raise LisaError(
             f"{protocol.name} found nothing to judge in {len(samples)} true pictures",
             "Use data that shows what the protocol looks for, or another extractor",
         )
-    interval = pooled(counts, seed=seed, n=resamples, sets=sets).to_json()
-    own = np.reshape([ratio(each) for each in counts], (sets, -1)).mean(0)
-    alone = {s.key: {protocol.metric: v, "fidelity": _one(protocol, v)} for s, v in zip(samples, own, strict=True)}
+    interval = pooled(list(counts.values()), seed=seed, n=resamples).to_json()
+    own = {key: ratio(each) for key, each in counts.items()}
+    alone = {key: {protocol.metric: value, "fidelity": _one(protocol, value)} for key, value in own.items()}
     return {
         "condition": protocol.name.partition("/")[2],
         "protocol": protocol.name,
@@ -164,20 +165,9 @@ def evaluate(
         "fidelity_rule": protocol.fidelity_rule,
         "fidelity_unit": "" if protocol.error else protocol.unit,
         "metrics": {protocol.metric: {**interval, "unit": protocol.unit, "higher_is_better": not protocol.error}},
-        "per_image": {k: {n: float(v) if np.isfinite(v) else None for n, v in s.items()} for k, s in alone.items()},
+        "per_image": {key: {n: v if np.isfinite(v) else None for n, v in each.items()} for key, each in alone.items()},
         "extractors": readers_record(reader),
     }
-
-
-def _counts(
-    protocol: Published, reader: Any, sample: Sample, image: ByteArray, labels: NDArray[np.int64] | None
-) -> Counts:
-    if image.shape != sample.image.shape:
-        raise LisaError(
-            f"the picture made for {sample.key!r} is {image.shape}, its truth {sample.image.shape}",
-            "Evaluate at the size that was generated",
-        )
-    return protocol.measure(reader, sample, image, labels)
 
 
 def readers_record(reader: Any) -> list[dict[str, str]]:

@@ -10,34 +10,39 @@ from typing import Any
 from lisa.common.errors import LisaError
 from lisa.common.intervals import Interval, bootstrap_mean
 from lisa.data.folders import require_folder
-from lisa.data.images import SUFFIXES, load_rgb
+from lisa.data.images import SUFFIXES, image_size, load_rgb
 from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.transforms import PairedTransform
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, read_frames
 from lisa.evaluate import protocols
 from lisa.evaluate.clips import describe, is_clip, judge_clip
-from lisa.evaluate.sets import mean_scores, split
+from lisa.evaluate.sets import Files, check_sets, mean_scores
 
 Result = dict[str, Any]
 
 
 def evaluate_images(
-    images: Sequence[ByteArray],
+    images: Sequence[ByteArray], samples: Sequence[Sample], condition: str, *, seed: int = 0, resamples: int = 1000
+) -> Result:
+    """Judge generated pictures against what was asked for; see :func:`evaluate_sets`."""
+    return evaluate_sets([images], samples, condition, seed=seed, resamples=resamples)
+
+
+def evaluate_sets(
+    sets: Sequence[Sequence[ByteArray]],
     samples: Sequence[Sample],
     condition: str,
     *,
-    sets: int = 1,
     seed: int = 0,
     resamples: int = 1000,
 ) -> Result:
-    """Judge generated pictures against what was asked for.
+    """Judge generated pictures against what was asked for; of several per sample the mean.
 
     Args:
-        images: uint8 (H, W, 3), one per sample and in the same order; clips (F, H, W, 3) for samples that are clips. Or
-            one set of them after the other.
+        sets: uint8 (H, W, 3), one per sample and in the same order, of each set (:mod:`lisa.evaluate.sets`); clips
+            (F, H, W, 3) for samples that are clips.
         samples: with exact truth (scenes) or without, pictures or clips; not both kinds in one call.
         condition: the name of the condition; its protocol is looked up.
-        sets: pictures per sample (:mod:`lisa.evaluate.sets`).
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -50,7 +55,7 @@ def evaluate_images(
     Raises:
         LisaError: no samples, numbers that differ, a picture of another size, or no protocol for the condition.
     """
-    made = split(images, samples, sets)
+    check_sets(sets, samples)
     exact = {sample.truth is not None for sample in samples}
     if len(exact) > 1:
         raise LisaError("some samples carry exact truth and some do not", "Evaluate them apart")
@@ -59,10 +64,9 @@ def evaluate_images(
         raise LisaError("some samples are clips and some pictures", "Evaluate them apart")
     protocol = protocols.find(condition, exact.pop())
     judge = partial(judge_clip, protocol) if (of_clips := clips.pop()) else protocol.judge
-    of_samples = zip(samples, zip(*made, strict=True), strict=True)
-    per_image = {s.key: mean_scores([judge(s, image) for image in drawn]) for s, drawn in of_samples}
-    if len(per_image) != len(samples):
-        raise LisaError("two samples have the same key", "Keys must be unique")
+    per_image = {
+        s.key: mean_scores([judge(s, image) for image in made]) for s, *made in zip(samples, *sets, strict=True)
+    }
     return _result(protocol, condition, per_image, seed, resamples, clips=of_clips)
 
 
@@ -95,8 +99,8 @@ def evaluate_folder(
     Raises:
         LisaError: no such folder, missing pictures (named: nothing is ever skipped), or a picture of another size.
     """
-    images, samples = read_folders([generated], source, indices=indices, size=size)
-    return evaluate_images(images, samples, condition, seed=seed, resamples=resamples)
+    sets, samples = read_folders([generated], source, indices=indices, size=size)
+    return evaluate_sets(sets, samples, condition, seed=seed, resamples=resamples)
 
 
 def read_folders(
@@ -105,10 +109,8 @@ def read_folders(
     *,
     indices: Sequence[int] | None = None,
     size: tuple[int, int] | None = None,
-) -> tuple[list[ByteArray], list[Sample]]:
-    """Generated pictures, of one folder after the other, and the samples that they were asked for.
-
-    See :func:`evaluate_folder`.
+) -> tuple[list[Files], list[Sample]]:
+    """The pictures of each folder, and the samples that they were asked for; see :func:`evaluate_folder`.
 
     Raises:
         LisaError: no such folder, or missing pictures.
@@ -117,14 +119,17 @@ def read_folders(
     picked = list(range(len(source))) if indices is None else list(indices)
     keys = [source.keys[i] for i in picked]
     clips = bool(picked) and is_clip(source[picked[0]])
-    find, what = (_clips_of, "clips") if clips else (_pictures_of, "pictures")
-    files = [file for folder in folders for file in _find_all(folder, keys, find, what)]
+    find, read, what = (_clips_of, _read_clip, "clips") if clips else (_pictures_of, load_rgb, "pictures")
+    sets = [Files(_find_all(folder, keys, find, what), read) for folder in folders]
+    if not clips:
+        for file in [file for made in sets for file in made.files]:
+            image_size(file)  # refuses what is no picture, before any is judged
     transform = None if size is None else PairedTransform(size)
     samples = []
     for index in picked:
         sample = source[index]
         samples.append(sample if transform is None else transform.sample(sample, index))
-    return [read_frames(file, range(clip_info(file).frames)) if clips else load_rgb(file) for file in files], samples
+    return sets, samples
 
 
 def fidelity_gain(better: Result, base: Result, *, seed: int = 0, resamples: int = 1000) -> Interval:
@@ -144,14 +149,21 @@ def _find_all(folder: Path, keys: Sequence[str], find: Callable[[Path, str], lis
     missing = [key for key, files in zip(keys, found, strict=True) if not files]
     if missing:
         names = ", ".join(repr(key) for key in missing[:3]) + (" ..." if len(missing) > 3 else "")
+        groups = sorted(path.name for path in folder.glob("group-*"))
         raise LisaError(
             f"{str(folder)!r} lacks {len(missing)} of {len(keys)} {what} ({names})",
-            f"Generate them first: a missing {what.removesuffix('s')} is never skipped",
+            f"Judge what lies in it ({groups[0]} ... {groups[-1]}): name these folders"
+            if groups
+            else f"Generate them first: a missing {what.removesuffix('s')} is never skipped",
         )
     twice = [files for files in found if len(files) > 1]
     if twice:
         raise LisaError(f"{str(folder)!r} holds both {twice[0][0].name!r} and {twice[0][1].name!r}", "Keep one")
     return [files[0] for files in found]
+
+
+def _read_clip(file: Path) -> ByteArray:
+    return read_frames(file, range(clip_info(file).frames))
 
 
 def _pictures_of(folder: Path, key: str) -> list[Path]:

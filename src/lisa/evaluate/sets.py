@@ -1,12 +1,15 @@
-"""Several pictures per sample, as ControlNet++'s protocol has them: sets, each with one picture of every sample.
+"""Several pictures per sample, as ControlNet++'s protocol has them: sets, each with one picture (or clip) of each.
 
-A figure is the mean over the sets of what it is of each. Its interval is over samples: a resample draws the same ones
-in every set, since pictures of one sample are too much alike to count as so many.
+Of a metric of single pictures a sample's figure is the mean over its pictures; what is counted (pixels of classes,
+joints, exact edges) is counted over all of them; distances of sets (FID) are of each set, and averaged. So do
+ControlNet++'s scripts. Intervals are over samples: pictures of one sample are too much alike to count as so many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -14,25 +17,51 @@ from lisa.common.errors import LisaError
 from lisa.data.samples import ByteArray, Sample
 
 
-def split(images: Sequence[ByteArray], samples: Sequence[Sample], sets: int = 1) -> list[Sequence[ByteArray]]:
-    """Pictures, one set after the other, as one list per set.
+class Files(Sequence[ByteArray]):
+    """A set that is read off the disk picture by picture: several sets of a large number need not be in memory.
+
+    Args:
+        files: one per sample.
+        read: a file to uint8 (H, W, 3), or (F, H, W, 3) of a clip.
+    """
+
+    def __init__(self, files: Sequence[Path], read: Callable[[Path], ByteArray]) -> None:
+        self.files, self.read = files, read
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> ByteArray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ByteArray]: ...
+    def __getitem__(self, index: int | slice) -> ByteArray | Sequence[ByteArray]:
+        return Files(self.files[index], self.read) if isinstance(index, slice) else self.read(self.files[index])
+
+
+def check_sets(sets: Sequence[Sequence[ByteArray]], samples: Sequence[Sample]) -> None:
+    """Refuse sets that are none, or do not have one picture of every sample.
 
     Raises:
-        LisaError: there is no sample, or not as many pictures as sets have.
+        LisaError: so it is, or two samples have the same key.
     """
-    count = len(samples)
-    if not samples or len(images) != sets * count:
-        of_sets = f" in {sets} sets" if sets > 1 else ""
-        raise LisaError(f"{len(images)} pictures for {count} samples{of_sets}: there must be as many, and at least one")
-    return [images[start : start + count] for start in range(0, len(images), count)]
+    counts = [len(made) for made in sets]
+    if not samples or set(counts) != {len(samples)}:
+        found = ", ".join(map(str, counts)) if counts else "no"
+        raise LisaError(f"{found} pictures for {len(samples)} samples: there must be as many, and at least one")
+    if len({sample.key for sample in samples}) < len(samples):
+        raise LisaError("two samples have the same key", "Keys must be unique")
 
 
 def check_drawn_apart(sets: Sequence[Sequence[ByteArray]], names: Sequence[str]) -> None:
-    """Refuse two sets that hold the very same pictures: their mean would be of fewer than it says.
+    """Refuse two sets that hold the very same: their mean would be of fewer than it says. (Single ones may be equal.)
 
     Args:
-        sets: see :func:`split`.
+        sets: as many each.
         names: of the sets, for the message.
+
+    Raises:
+        LisaError: there are two such.
     """
     for later in range(1, len(sets)):
         for earlier in range(later):
@@ -44,7 +73,5 @@ def check_drawn_apart(sets: Sequence[Sequence[ByteArray]], names: Sequence[str])
 
 
 def mean_scores(of_sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The scores of one sample: for each metric the mean over sets."""
-    if len(of_sets) == 1:
-        return dict(of_sets[0])
+    """The scores of one sample: for each metric the mean over its pictures."""
     return {name: float(np.mean([scores[name] for scores in of_sets])) for name in of_sets[0]}
