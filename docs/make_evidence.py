@@ -35,8 +35,8 @@ def row(of: dict[str, Any], base: str) -> str:
     """One arm."""
     speeds = [wording.speed_of(of, axis, "0.95", base) for axis in ("steps", "seconds")]
     speeds.append(wording.speed_of(of, "steps", "0.5", base))
-    over = (of.get("over_start") or {}).get("steps", {}).get("0.95")
-    speeds.append(wording.speed(over, "start"))
+    over = of.get("over_start") or {}
+    speeds += [wording.speed(over.get(axis, {}).get("0.95"), "start") for axis in ("steps", "seconds")]
     against = of["against_baseline"]["fidelities"].get(of["condition"])
     ends = [
         wording.onset(of["onset"]),
@@ -62,9 +62,9 @@ def section(of: dict[str, Any]) -> str:
         first["command"],
         "```",
         "",
-        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps | onset, step "
-        f"| control gain at the end | fidelity at the end | against {of['baseline']} | set otherwise |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps | in training time "
+        f"| onset, step | control gain at the end | fidelity at the end | against {of['baseline']} | set otherwise |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *[row(each, of["baseline"]) for each in of["rows"]],
         "",
         *[f"- {note}" for note in of["notes"]],

@@ -149,8 +149,26 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     (line,) = [line for line in text.splitlines() if line.startswith("| recipe |")]
     value = only["rows"][1]["speedup"]
     assert f"{value['value']:.2f}<br>[{value['low']:.2f}, {value['high']:.2f}]" in line
-    over = only["rows"][1]["over_start"]["steps"]["0.95"]
-    assert f"| {over['value']:.2f}<br>[{over['low']:.2f}, {over['high']:.2f}] |" in line
+    over = [only["rows"][1]["over_start"][axis]["0.95"] for axis in ("steps", "seconds")]
+    cells = [f"{each['value']:.2f}<br>[{each['low']:.2f}, {each['high']:.2f}]" for each in over]
+    assert f"| {' | '.join(cells)} |" in line
+
+
+@pytest.mark.parametrize("start", ["default", "lsuv"])
+@pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3"])
+def test_what_of_strokes_comes_in_is_as_recorded(evidence, model, start):
+    import condition_signal
+
+    (file,) = ROOT.glob("benchmarks/results/*-condition-signal.json")
+    (recorded,) = [
+        row
+        for row in json.loads(file.read_text("utf-8"))["rows"]
+        if (row["model"], row["condition"], row["start"]) == (model, "skeleton", start)
+    ]
+    found = condition_signal.measure(model, "skeleton", start)
+    assert found.keys() == recorded.keys() and found["between_conditions"] == pytest.approx(
+        recorded["between_conditions"], rel=0.1
+    )
 
 
 def test_the_page_is_up_to_date(page):

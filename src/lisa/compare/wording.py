@@ -30,7 +30,7 @@ def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
         return NOTHING
     count, ours, theirs = len(value["seeds"]), len(value["never"]), len(value["baseline_never"])
     if ours == count:
-        return "never", f"below {value['value']:.2f}" if value["bound"] == "at most" else ""
+        return "never", f"on average under {value['value']:.2f}" if value["bound"] == "at most" else ""
     if value["bound"] == "at most":
         most = max(value["per_seed"])
         return f"≤ {value['value']:.2f}", f"never in {ours} of {count} seeds; none above {most:.2f}"
