@@ -62,8 +62,9 @@ def section(of: dict[str, Any]) -> str:
         first["command"],
         "```",
         "",
-        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps | in training time "
-        f"| onset, step | control gain at the end | fidelity at the end | against {of['baseline']} | set otherwise |",
+        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps "
+        "| in training time | onset, step | control gain at the end | fidelity at the end "
+        f"| against {of['baseline']} | set otherwise |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *[row(each, of["baseline"]) for each in of["rows"]],
         "",
