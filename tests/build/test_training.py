@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import lisa
 import runs
 from lisa.build import condition_start
+from lisa.build.launch import track_picture
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
 from lisa.core.held_out import ConditionGap
+from lisa.data.images import load_rgb, save_png
 from lisa.data.scenes import Scene
 from lisa.train.callbacks import progress_line
 from lisa.train.config import TrainConfig
@@ -122,6 +127,10 @@ def test_what_a_run_leaves(finished_run, sd_small):
 
     curves = EventAccumulator(str(finished_run / "tracker")).Reload()
     assert {"loss", "control_gain", "held_out/gap"} <= set(curves.Tags()["scalars"])
+    (shown,) = curves.Images("samples")
+    grid = load_rgb(Path(summary["picture"]))
+    assert shown.step == 3 and (shown.height, shown.width) == grid.shape[:2]
+    assert (np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))) == grid).all()
     kinds = [event["kind"] for event in RunFolder(finished_run).read_events()]
     assert kinds[:3] == ["started", "held_out", "train"]
     first = next(RunFolder(finished_run).read_events("train"))
@@ -159,8 +168,6 @@ def test_notes_about_the_data_are_said(sd_small, tmp_path, capsys):
     from lisa.data.sources import ScenesSource
 
     source = ScenesSource("edges", seed=1, count=8, size=32)
-    from lisa.data.images import save_png
-
     for i in range(8):
         sample = source[i]
         save_png(sample.image, tmp_path / "data" / "images" / f"{i}.png")
@@ -176,6 +183,18 @@ def test_notes_about_the_data_are_said(sd_small, tmp_path, capsys):
     longest = progress_line("train", 500_000, 1_000_000, re.sub(figure, "-0.000", told[1]), left=100_000)
     assert longest.endswith("  1 day, 3:46:40 left") and len(longest) <= 80
     assert summary["fidelity"]["protocol"] == "pictures/edges"
+
+
+@pytest.mark.parametrize(("name", "layout"), [("wandb", {}), ("tensorboard", {"dataformats": "NHWC"})])
+def test_a_grid_is_given_to_each_tracker_in_its_way(tmp_path, name, layout):
+    """W&B takes pictures and passes anything else on to its log, which knows no layout."""
+    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    save_png(picture, tmp_path / "grid.png")
+    given = []
+    tracker = SimpleNamespace(name=name, log_images=lambda values, step, **rest: given.append((values, step, rest)))
+    track_picture(SimpleNamespace(trackers=[tracker]), "samples", tmp_path / "grid.png", 7)
+    ((values, step, rest),) = given
+    assert (values["samples"] == picture[None]).all() and (step, rest) == (7, layout)
 
 
 def test_that_the_decoder_reads_nothing_is_noted(sd_small, tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from lisa.build.parts import DataParts
 from lisa.common.errors import LisaError
 from lisa.common.model_folders import first_line
 from lisa.common.runfolder import RunFolder
+from lisa.data.images import load_rgb
 from lisa.train.config import TrainConfig
 from lisa.train.precision import attention
 from lisa.train.settings import changed_settings, save_settings
@@ -89,6 +90,13 @@ def begin_tracking(accelerator: Accelerator, config: TrainConfig) -> None:
         accelerator.init_trackers("lisa", config=settings, init_kwargs={"wandb": names})
     else:
         accelerator.init_trackers("tracker", config=settings)
+
+
+def track_picture(accelerator: Accelerator, name: str, picture: Path, step: int) -> None:
+    """Show a picture file in TensorBoard or W&B, beside the curves; on the main process."""
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: load_rgb(picture)[None]}, step=step, **layout)
 
 
 def record_start(

@@ -18,7 +18,7 @@ from torch import Tensor
 from lisa.build import parts
 from lisa.build.condition_start import start_by_data
 from lisa.build.fidelity import FidelityReadings, judged_conditions
-from lisa.build.launch import begin_tracking, record_start, say, session, under_autocast
+from lisa.build.launch import begin_tracking, record_start, say, session, track_picture, under_autocast
 from lisa.build.memory import check_device, offload_to
 from lisa.build.result import Results
 from lisa.common.runfolder import RunFolder
@@ -214,7 +214,9 @@ def _callbacks(
         if accelerator.is_main_process:
             # Autocast is for the side network; see sample_pictures.
             with final_weights(), pair.main.encoders(), accelerator.autocast():
-                readings.results.draw_samples(step)
+                grid = readings.results.draw_samples(step)
+            if grid is not None:
+                track_picture(accelerator, "samples", grid, step)
         accelerator.wait_for_everyone()
 
     def describe(logs: Mapping[str, Tensor]) -> str:

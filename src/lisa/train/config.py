@@ -148,7 +148,7 @@ class LogSettings(Settings):
     checkpoint_every: Positive = Field(1_000, description="Steps between checkpoints.")
     checkpoint_limit: int = Field(2, ge=0, description="Checkpoints kept; 0: all.")
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
-        "tensorboard", description="Where curves go beside events.jsonl; wandb needs the extra 'wandb'."
+        "tensorboard", description="Where curves and sample grids go, too; wandb needs the extra 'wandb'."
     )
 
 
