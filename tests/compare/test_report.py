@@ -13,6 +13,7 @@ from PIL import Image
 
 from lisa.build import result
 from lisa.common.errors import LisaError
+from lisa.compare import wording
 from lisa.compare.aligned import read_comparison
 from lisa.compare.curves import _interval_line
 from lisa.compare.report import write_report
@@ -104,6 +105,61 @@ def test_the_page_needs_no_other_file(reported):
     assert page.tags.count("svg") == 8  # gain, gap, fidelity over steps and time; speed-ups in both
     assert 'name="viewport"' in text and "Sooner at 95%" in text
     assert "{{" not in text and "None" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
+
+
+@pytest.mark.parametrize(
+    ("in_steps", "in_time", "told"),
+    [
+        (
+            (1.2, 1.1, 1.3),
+            (1.1, 1.05, 1.2),
+            "Sooner at 95% of plain's plateau: speed-up 1.20 [1.10, 1.30] in steps, 1.10 ",
+        ),
+        (
+            (1.2, 1.1, 1.3),
+            (0.8, 0.7, 0.9),
+            "Sooner at 95% of plain's plateau in steps, later in training time: speed-up 1.2",
+        ),
+        (
+            (1.2, 1.1, 1.3),
+            (1.0, 0.9, 1.1),
+            "Sooner at 95% of plain's plateau in steps, no difference that these seeds ",
+        ),
+        (
+            (1.0, 0.9, 1.1),
+            (1.0, 0.9, 1.1),
+            "No difference at 95% of plain's plateau that these seeds can tell: speed-up 1",
+        ),
+        (
+            (1.0, 0.9, 1.1),
+            (0.8, 0.7, 0.9),
+            "At 95% of plain's plateau no difference that these seeds can tell in steps, ",
+        ),
+        (
+            (0.9, 0.8, 0.95),
+            (0.7, 0.6, 0.8),
+            "Later at 95% of plain's plateau: speed-up 0.90 [0.80, 0.95] in steps, 0.70 ",
+        ),
+        ((1.2, None, None), (1.1, None, None), "One seed tells no interval. To 95% of plain's plateau: speed-up 1.20"),
+    ],
+)
+def test_the_verdict_is_of_steps_and_of_time(in_steps, in_time, told):
+    names = ("value", "low", "high")
+    axes = {
+        axis: {
+            "0.95": {
+                **dict(zip(names, found, strict=True)),
+                "seeds": [0],
+                "never": [],
+                "baseline_never": [],
+                "bound": "",
+            }
+        }
+        for axis, found in (("steps", in_steps), ("seconds", in_time))
+    }
+    row = {"speedups": axes, "against_baseline": {"final_gain": None}}
+    said = wording.verdict(row, {"baseline": "plain", "levels": [0.95]})
+    assert said.startswith(told) and said.endswith(" in training time."), said
 
 
 def test_what_else_was_judged_stands_beneath(reported):

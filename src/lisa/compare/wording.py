@@ -106,17 +106,14 @@ def verdict(row: Row, summary: Mapping[str, Any]) -> str:
         return "Nothing can be said about its speed yet."
     in_steps, in_time = (row["speedups"][axis][str(summary["levels"][0])] for axis in ("steps", "seconds"))
     goal = f"{share} of {base}'s plateau"
-    first = (
-        f"{_sooner(in_steps, goal)} {_plainly(speed(in_steps, base))} in steps, {_plainly(speed(in_time, base))} in "
-    )
+    found = f"{_plainly(speed(in_steps, base))} in steps, {_plainly(speed(in_time, base))} in training time."
+    first = f"{_sooner(in_steps, in_time, goal)}: speed-up {found}"
     if len(in_steps["never"]) == len(in_steps["seeds"]):
         first = f"It never reaches {goal}."
     elif in_steps["bound"]:
         who = {"at most": "It does", "at least": f"{base} does"}.get(in_steps["bound"], f"It and {base} do")
         found, seeds = speed(in_steps, base)
         first = f"{who} not reach {goal} in every seed: {found} in steps ({seeds})."
-    else:
-        first += "training time."
     gain = row["against_baseline"]["final_gain"]
     if gain is None or gain["value"] is None:
         return first
@@ -125,15 +122,25 @@ def verdict(row: Row, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _sooner(value: Mapping[str, Any], goal: str) -> str:
+def _sooner(in_steps: Mapping[str, Any], in_time: Mapping[str, Any], goal: str) -> str:
+    """By both intervals: what is sooner in steps can be later in training time, since alignment has its passes."""
+    steps, time = _side_of_one(in_steps), _side_of_one(in_time)
+    if steps is None:
+        return f"One seed tells no interval. To {goal}"
+    untold = "no difference that these seeds can tell"
+    if time in (steps, None):
+        return f"{steps} at {goal}" if steps else f"No difference at {goal} that these seeds can tell"
+    if not steps:
+        return f"At {goal} {untold} in steps, {time.lower()} in training time"
+    return f"{steps} at {goal} in steps, {time.lower() or untold} in training time"
+
+
+def _side_of_one(value: Mapping[str, Any]) -> str | None:
+    """On which side of 1 the interval of a speed-up lies; empty: on both; None: there is none."""
     low, high = value["low"], value["high"]
     if low is None or high is None:
-        return f"One seed tells no interval. To {goal}: speed-up"
-    if low > 1:
-        return f"Sooner at {goal}: speed-up"
-    if high < 1:
-        return f"Later at {goal}: speed-up"
-    return f"No difference at {goal} that these seeds can tell: speed-up"
+        return None
+    return "Sooner" if low > 1 else "Later" if high < 1 else ""
 
 
 def _differs(value: Mapping[str, Any]) -> str:
