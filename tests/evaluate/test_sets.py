@@ -159,6 +159,15 @@ def test_folders_that_do_not_belong_together_are_refused(folders):
         evaluate([made[0], made[0].parent / "typo"], **options)
     with pytest.raises(LisaError, match=r"lacks 3 of 3 .*Judge what lies in it \(group-1 \.\.\. group-4\)"):
         evaluate(made[0].parent, **options)
+    same = {"steps": 20, "guidance": 3.0, "scheduler": "one", "weights": "abc"}
+    for group, spelt in zip(made, ("runs/a", "/x/runs/a", "runs/a", "runs/a"), strict=True):
+        write_json(group / "settings.json", {**same, "side": spelt})
+    assert evaluate(made, **options)["sets"] == 4, "the same weights, however the path to them is spelt"
+    write_json(made[1] / "settings.json", {**same, "weights": "other", "side": "runs/a"})
+    with pytest.raises(LisaError, match="weights is abc for"):
+        evaluate(made, **options)
+    for group in made:
+        write_json(group / "settings.json", {"steps": 20, "guidance": 3.0, "scheduler": "one"})
     asked = {"steps": 20, "guidance": 3.0, "scheduler": "one", "solver": "as asked for"}
     write_json(made[2] / "settings.json", asked)
     assert evaluate(made, **options)["sets"] == 4, "the same scheduler, asked for or not"
@@ -168,9 +177,15 @@ def test_folders_that_do_not_belong_together_are_refused(folders):
     (made[2] / "settings.json").unlink()
     with pytest.raises(LisaError, match=r"group-1' tells in settings.json .*group-3' does not"):
         evaluate(made, **options)
-    (made[3] / "1.png").write_bytes(b"no picture")
-    with pytest.raises(LisaError, match=r"group-4/1\.png' is not a readable image"):
-        evaluate([made[0], made[3]], **options)
+    half = (made[3] / "1.png").read_bytes()[:4000]
+    for content, told in ((b"no picture", "is not a readable image"), (half, "is truncated or damaged")):
+        (made[3] / "1.png").write_bytes(content)
+        write_json(made[3] / "settings.json", {"steps": 20, "guidance": 3.0, "scheduler": "one"})
+        for judged in ({}, {"condition": "normals", "judging": Judging(metrics=["psnr"])}):
+            with pytest.raises(LisaError, match=rf"group-4/1\.png'? {told}"):
+                evaluate([made[0], made[3]], **{**options, **judged})
+    with pytest.raises(LisaError, match="0, 0 pictures for 0 samples"):
+        evaluate(made[:2], **options, count=0)
     (made[3] / "1.png").unlink()
     with pytest.raises(LisaError, match=r"group-4' lacks 1 of 3 pictures \('1'\)"):
         evaluate([made[0], made[3]], **options)
@@ -188,5 +203,8 @@ def test_scenes_that_any_folder_holds_must_be_in_all(tmp_path):
     for given in (groups, groups[::-1]):
         with pytest.raises(LisaError, match=r"group-1' lacks 1 of 3 pictures"):
             evaluate(given, data="scenes", condition="edges")
+    (tmp_path / "group-10").mkdir()
+    with pytest.raises(LisaError, match=r"Judge what lies in it \(group-1 \.\.\. group-10\)"):
+        evaluate(tmp_path, data="scenes", condition="edges")
     (tmp_path / "group-2" / f"{source.keys[2]}.png").unlink()
     assert evaluate(groups, data="scenes", condition="edges")["samples"] == 2

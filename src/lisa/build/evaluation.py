@@ -25,7 +25,7 @@ from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
 from lisa.evaluate.runner import evaluate_sets, read_folders
-from lisa.evaluate.sets import check_drawn_apart
+from lisa.evaluate.sets import check_drawn_apart, check_sets, remedy_of
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
 OWN = "own"
@@ -105,6 +105,7 @@ def evaluate(
     judge = _Judge(judging, name, exact=first is not None and first.truth is not None)
     indices = range(len(source) if count is None else min(count, len(source)))
     sets, samples = read_folders(folders, source, indices=indices, size=height_width)
+    check_sets(sets, samples)
     check_drawn_apart(sets, [str(folder) for folder in folders])
     result = {**judge(sets, samples, transform, settings), "sets": len(sets)}
     if data in DRAWN:
@@ -260,7 +261,7 @@ def _drawn(folders: Sequence[Path], kind: str, condition: str, size: tuple[int, 
     if len(streams) != 1:
         held = f"scenes of several streams ({', '.join(map(str, streams))})" if streams else f"none of {kind}"
         remedy = f"Name files as the scenes are, of one stream: {make(None, 1, 1).keys[0]}"
-        raise LisaError(f"{str(folders[0])!r} holds {held}", remedy)
+        raise LisaError(f"{str(folders[0])!r} holds {held}", remedy_of(folders[0], remedy))
     numbers = sorted(number for _, number in found)
     one = found[streams[0], numbers[0]]
     info = clip_info(one) if moving else None

@@ -92,10 +92,18 @@ def how_made(folders: Sequence[Path]) -> dict[str, Any] | None:
                 "Judge pictures together that were made alike",
             )
         mine, theirs = first or {}, other or {}
-        for name in {**mine, **theirs}.keys() - {"solver"}:  # which is how "scheduler" was asked for
+        told_otherwise = {"solver"}  # by "scheduler", and the side network by its weights where they are known
+        if mine.get("weights") == theirs.get("weights") and None not in _listed(mine.get("weights")):
+            told_otherwise.add("side")
+        for name in sorted({**mine, **theirs}.keys() - told_otherwise):
             if mine.get(name) != theirs.get(name):
                 raise LisaError(
                     f"{name} is {mine.get(name)} for {str(folders[0])!r} and {theirs.get(name)} for {str(folder)!r}",
                     "Judge pictures together that were made alike, or each folder by itself",
                 )
     return first
+
+
+def _listed(weights: Any) -> list[Any]:
+    """A hash, or one for each of several side networks."""
+    return weights if isinstance(weights, list) else [weights]

@@ -10,13 +10,13 @@ from typing import Any
 from lisa.common.errors import LisaError
 from lisa.common.intervals import Interval, bootstrap_mean
 from lisa.data.folders import require_folder
-from lisa.data.images import SUFFIXES, image_size, load_rgb
+from lisa.data.images import SUFFIXES, load_rgb
 from lisa.data.samples import ByteArray, Sample, Source
 from lisa.data.transforms import PairedTransform
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, read_frames
 from lisa.evaluate import protocols
 from lisa.evaluate.clips import describe, is_clip, judge_clip
-from lisa.evaluate.sets import Files, check_sets, mean_scores
+from lisa.evaluate.sets import Files, check_sets, mean_scores, remedy_of
 
 Result = dict[str, Any]
 
@@ -121,9 +121,9 @@ def read_folders(
     clips = bool(picked) and is_clip(source[picked[0]])
     find, read, what = (_clips_of, _read_clip, "clips") if clips else (_pictures_of, load_rgb, "pictures")
     sets = [Files(_find_all(folder, keys, find, what), read) for folder in folders]
-    if not clips:
-        for file in [file for made in sets for file in made.files]:
-            image_size(file)  # refuses what is no picture, before any is judged
+    for made in sets:
+        for _ in made:  # decoded once before any is judged: what is damaged is an error, and a network may take hours
+            pass
     transform = None if size is None else PairedTransform(size)
     samples = []
     for index in picked:
@@ -149,12 +149,9 @@ def _find_all(folder: Path, keys: Sequence[str], find: Callable[[Path, str], lis
     missing = [key for key, files in zip(keys, found, strict=True) if not files]
     if missing:
         names = ", ".join(repr(key) for key in missing[:3]) + (" ..." if len(missing) > 3 else "")
-        groups = sorted(path.name for path in folder.glob("group-*"))
         raise LisaError(
             f"{str(folder)!r} lacks {len(missing)} of {len(keys)} {what} ({names})",
-            f"Judge what lies in it ({groups[0]} ... {groups[-1]}): name these folders"
-            if groups
-            else f"Generate them first: a missing {what.removesuffix('s')} is never skipped",
+            remedy_of(folder, f"Generate them first: a missing {what.removesuffix('s')} is never skipped"),
         )
     twice = [files for files in found if len(files) > 1]
     if twice:

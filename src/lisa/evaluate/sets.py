@@ -75,3 +75,11 @@ def check_drawn_apart(sets: Sequence[Sequence[ByteArray]], names: Sequence[str])
 def mean_scores(of_sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The scores of one sample: for each metric the mean over its pictures."""
     return {name: float(np.mean([scores[name] for scores in of_sets])) for name in of_sets[0]}
+
+
+def remedy_of(folder: Path, otherwise: str) -> str:
+    """What to do about a folder that does not hold what is judged: its groups may, as ``lisa generate`` names them."""
+    groups = sorted((len(path.name), path.name) for path in folder.glob("group-*") if path.is_dir())
+    if not groups:
+        return otherwise
+    return f"Judge what lies in it ({groups[0][1]} ... {groups[-1][1]}): name these folders"
