@@ -136,8 +136,13 @@ def test_what_holds_of_every_seed_is_told_where_there_is_no_interval():
         found = speed_up(base, arm).to_json() | {"seeds": [0, 1], "never": missing[0], "baseline_never": missing[1]}
         return wording.speed(found, "plain")
 
-    assert said(needs(500, math.inf), needs(250, 250)) == ("≥ 2.83", "plain never in 1 of 2; none below 2.00")
-    assert said(needs(500, 500), needs(250, math.inf)) == ("≤ 1.00", "never in 1 of 2 seeds; none above 2.00")
+    at_least = ("≥ 2.82", "plain never in 1 of 2; none below 2.00")
+    assert said(needs(500, math.inf), needs(250, 250)) == at_least, (
+        "the root of 8 is 2.8284: a lower bound is rounded down"
+    )
+    at_most = ("≤ 1.04", "never in 1 of 2 seeds; none above 2.09")
+    assert said(needs(500, 520), needs(250, math.inf)) == ("≤ 1.02", "never in 1 of 2 seeds; none above 2.00")
+    assert said(needs(500, 510), needs(240, math.inf)) == at_most, "1.0308 and 2.0833: an upper one is rounded up"
     assert said(needs(500, math.inf), needs(math.inf, 250)) == ("?", "never in 1 of 2 seeds, plain in 1")
 
 

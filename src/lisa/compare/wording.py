@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,16 +31,25 @@ def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
         return NOTHING
     count, ours, theirs = len(value["seeds"]), len(value["never"]), len(value["baseline_never"])
     if ours == count:
-        return "never", f"on average under {value['value']:.2f}" if value["bound"] == "at most" else ""
+        return "never", f"on average under {_up(value['value'])}" if value["bound"] == "at most" else ""
     if value["bound"] == "at most":
         most = max(value["per_seed"])
-        return f"≤ {value['value']:.2f}", f"never in {ours} of {count} seeds; none above {most:.2f}"
+        return f"≤ {_up(value['value'])}", f"never in {ours} of {count} seeds; none above {_up(most)}"
     if value["bound"] == "at least":
         least = min(value["per_seed"])
-        return f"≥ {value['value']:.2f}", f"{baseline} never in {theirs} of {count}; none below {least:.2f}"
+        return f"≥ {_down(value['value'])}", f"{baseline} never in {theirs} of {count}; none below {_down(least)}"
     if value["bound"] == "unknown":
         return "?", f"never in {ours} of {count} seeds, {baseline} in {theirs}"
     return interval(value, 2)
+
+
+def _up(bound: float) -> str:
+    """An upper bound of two digits is rounded up, a lower one down: what is told must hold."""
+    return f"{math.ceil(round(bound * 100, 6)) / 100:.2f}"
+
+
+def _down(bound: float) -> str:
+    return f"{math.floor(round(bound * 100, 6)) / 100:.2f}"
 
 
 def speed_of(row: Row, axis: str, share: str, baseline: str) -> Cell:
