@@ -21,7 +21,8 @@ from lisa.build.parts import build_pair
 from lisa.cli.common import quiet_libraries
 from lisa.common.files import write_json
 from lisa.data.sources import ScenesSource
-from lisa.sides.embedding import condition_embedding, init_condition_embedding
+from lisa.pairs import Pair
+from lisa.sides.embedding import condition_embedding, init_condition_embedding, variation
 from lisa.train.config import TrainConfig
 from lisa.train.quickstart import QUICKSTART_MODELS
 from lisa.train.settings import check_settings
@@ -31,7 +32,7 @@ COUNT, SIZE = 32, 64
 
 def spread(values: Tensor) -> float:
     """Standard deviation between samples (N, ...), at each place."""
-    return float(values.var(dim=0, correction=0).mean().sqrt())
+    return float(variation(values).sqrt())
 
 
 def conditions(name: str) -> Tensor:
@@ -53,30 +54,33 @@ def before_layers(embedding: nn.Module, given: Tensor) -> list[float]:
     return [float(f"{value:.2g}") for value in (*found, spread(out))]
 
 
+def new_pair(model: str) -> Pair:
+    """An embedded model with a new side network."""
+    chosen = {"path": model, "pair": QUICKSTART_MODELS[model]["model"]["pair"]}
+    torch.manual_seed(0)
+    return build_pair(check_settings(TrainConfig, {"model": chosen}))
+
+
 @torch.no_grad()
 def measure(model: str, name: str, start: str) -> dict[str, Any]:
     """One model, condition and start."""
-    chosen = {"path": model, "pair": QUICKSTART_MODELS[model]["model"]["pair"]}
-    torch.manual_seed(0)
-    pair = build_pair(check_settings(TrainConfig, {"model": chosen}))
+    pair = new_pair(model)
     given = conditions(name)
-    latents = pair.side.reads == "latents"
     shared = None
-    if latents:
+    if pair.side.reads == "latents":
         given = pair.main.encode_condition(given)
         shared = float(pair.main.encode_condition(torch.zeros(1, 3, SIZE, SIZE)).square().mean().sqrt())
     embedding = condition_embedding(pair.side.module)
     if start == "lsuv":
         torch.manual_seed(0)
-        init_condition_embedding(pair.side.module, lambda batch: embedding(batch), given.split(8))
+        init_condition_embedding(pair.side.module, embedding, given.split(8))
     row = {"model": model, "condition": name, "start": start, "between_conditions": before_layers(embedding, given)}
     return row if shared is None else {**row, "shared_by_all (black)": float(f"{shared:.2g}")}
 
 
 def noisy_latent() -> float:
     """The spread of what the result is added to in tiny-sd's ControlNet: its embedding of pure noise."""
-    torch.manual_seed(0)
-    pair = build_pair(check_settings(TrainConfig, {"model": {"path": "tiny-sd"}}))
+    pair = new_pair("tiny-sd")
     with torch.no_grad():
         return float(f"{spread(pair.side.module.conv_in(torch.randn(COUNT, 4, SIZE // 4, SIZE // 4))):.2g}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lisa.common.errors import LisaError, choose
 from lisa.data.clips import clip_folder, holds_clips
 from lisa.data.images import SUFFIXES, image_size
 from lisa.data.layout import require_folder
-from lisa.data.samples import ByteArray, Sample, Source, Subset
+from lisa.data.samples import Sample, Source, Subset
 from lisa.data.scene_sources import MOVING_RATE
 from lisa.data.sources import MovingScenesSource, ScenesSource, check_source, open_source
 from lisa.data.transforms import PairedTransform
@@ -25,13 +25,12 @@ from lisa.evaluate.clips import is_clip
 from lisa.evaluate.deviations import deviations
 from lisa.evaluate.labels import VOID, read_label_maps
 from lisa.evaluate.runner import evaluate_sets, read_folders
-from lisa.evaluate.sets import check_drawn_apart, check_sets, remedy_of
+from lisa.evaluate.sets import Sets, check_drawn_apart, check_sets, remedy_of
 
 #: Where the protocol of a condition comes from: this library's own, or one of the published.
 OWN = "own"
 #: Data of exact truth.
 DRAWN = (ScenesSource.kind, MovingScenesSource.kind)
-Sets = Sequence[Sequence[ByteArray]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def evaluate(
     judging = judging or Judging()
     height_width = (size, size) if isinstance(size, int) else size
     settings = how_made([require_folder(folder) for folder in folders])
-    source, name, transform = _opened(folders, run, data, condition, height_width, judging)
+    source, name, transform = _opened(folders, run, data, condition, height_width, judging, settings)
     first = source[0] if len(source) else None
     if first is not None and is_clip(first) and judging.protocol != OWN:
         raise LisaError(
@@ -219,6 +218,7 @@ def _opened(
     condition: str | None,
     size: tuple[int, int] | None,
     judging: Judging,
+    settings: Mapping[str, Any] | None,
 ) -> tuple[Source, str, PairedTransform | None]:
     """The samples, the condition's name, and what is done to the samples' pictures."""
     if (run is None) == (data is None):
@@ -237,7 +237,7 @@ def _opened(
     elif judging.protocol != OWN:
         published.find(judging.protocol, condition)
     if data in DRAWN:
-        return _drawn(folders, str(data), condition, size), condition, None
+        return _drawn(folders, str(data), condition, size, (settings or {}).get("rate")), condition, None
     # Clips are judged whole: as many frames as there are.
     clips = holds_clips(str(data)) and not (Path(str(data)) / "images").is_dir()
     source = clip_folder(str(data), None, default_caption="") if clips else open_source(str(data), default_caption="")
@@ -245,7 +245,9 @@ def _opened(
     return source, condition, None if size is None else PairedTransform(size)
 
 
-def _drawn(folders: Sequence[Path], kind: str, condition: str, size: tuple[int, int] | None) -> Source:
+def _drawn(
+    folders: Sequence[Path], kind: str, condition: str, size: tuple[int, int] | None, told: float | None
+) -> Source:
     """The scenes that the files of any folder are named after, as large; moving ones with as many frames."""
     make = MovingScenesSource if kind == MovingScenesSource.kind else ScenesSource
     moving, pattern = make is MovingScenesSource, re.compile(rf"{kind.removesuffix('s')}-(\d+)-(\d+)")
@@ -268,7 +270,6 @@ def _drawn(folders: Sequence[Path], kind: str, condition: str, size: tuple[int, 
     height, width = size or (info.size if info is not None else image_size(one))
     if height != width:
         raise LisaError(f"{kind} are square, not {width}x{height} pixels", "Leave out --size, or judge square pictures")
-    told = (how_made(folders) or {}).get("rate")  # else what the video tells
     options = {} if info is None else {"frames": info.frames, "rate": told or info.rate or MOVING_RATE}
     source = make(condition, streams[0], numbers[-1] + 1 - numbers[0], height, numbers[0], **options)
     return Subset(source, [number - numbers[0] for number in numbers])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def generate(options: GenerateOptions, progress: Callable[[str], Any] | None = N
         settings["control_type"] = _one_or_all(kinds)
     settings["weights"] = _one_or_all([_weights(Path(side.source)) for side in sides])
     wanted = _several(requests, options.per_condition)
-    stamps = _stamps(wanted, settings)
+    stamps = _stamps(wanted, requests, settings)
     todo = _unfinished(options, wanted, stamps, outputs)
     if todo:
         weights = Weights(getattr(torch, dtype), quantize)
@@ -202,17 +203,14 @@ def _one_or_all(values: Sequence[Any], kind: Callable[[Sequence[Any]], Any] = li
     return values[0] if len(values) == 1 else kind(values)
 
 
-def _stamps(requests: list[Request], settings: dict[str, Any]) -> dict[str, str]:
-    """For each picture, by key: a hash of all that decides what it looks like."""
-    contents: dict[int, tuple[Any, ...]] = {}  # pictures of one condition have the very same array
+def _stamps(wanted: Sequence[Request], requests: Sequence[Request], settings: dict[str, Any]) -> dict[str, str]:
+    """For each picture, by key: a hash of all that decides what it looks like.
 
-    def given(request: Request) -> tuple[Any, ...]:
-        for each in request.conditions:
-            if id(each) not in contents:
-                contents[id(each)] = _content(each)
-        return tuple(part for each in request.conditions for part in contents[id(each)])
-
-    return {r.key: content_hash("generate", settings, r.prompt, r.seed, *given(r), *_begin(r)) for r in requests}
+    ``wanted`` are ``requests`` once per group, in their order: what they are given is hashed once.
+    """
+    given = [(*[part for each in r.conditions for part in _content(each)], *_begin(r)) for r in requests]
+    pairs = zip(wanted, cycle(given), strict=False)
+    return {r.key: content_hash("generate", settings, r.prompt, r.seed, *parts) for r, parts in pairs}
 
 
 def _begin(request: Request) -> tuple[Any, ...]:

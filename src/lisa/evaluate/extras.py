@@ -28,6 +28,7 @@ from lisa.evaluate.clips import frames_of, is_clip
 from lisa.evaluate.extractors.clip import ClipReader
 from lisa.evaluate.extractors.weights import device, locate
 from lisa.evaluate.metrics import psnr_ssim
+from lisa.evaluate.sets import Sets
 
 #: As both published protocols have it.
 CLIP = "openai/clip-vit-base-patch16"
@@ -138,7 +139,7 @@ def measure(name: str, ready: Ready, made: Sequence[ByteArray], samples: Sequenc
     return replace(found, values=[float(part.mean()) for part in np.split(np.asarray(found.values), ends)])
 
 
-def measure_sets(name: str, ready: Ready, sets: Sequence[Sequence[ByteArray]], samples: Sequence[Sample]) -> Measured:
+def measure_sets(name: str, ready: Ready, sets: Sets, samples: Sequence[Sample]) -> Measured:
     """:func:`measure` of several sets (:mod:`lisa.evaluate.sets`): per sample, or of the sets, the mean over these."""
     found = [measure(name, ready, made, samples) for made in sets]
     return replace(found[0], values=np.mean([one.values for one in found], axis=0).tolist())

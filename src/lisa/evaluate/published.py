@@ -22,7 +22,7 @@ from lisa.evaluate.extractors.pose import PoseReader
 from lisa.evaluate.extractors.segmentation import SegmentationReader
 from lisa.evaluate.extractors.weights import locate
 from lisa.evaluate.pooled import Counts, pooled, ratio
-from lisa.evaluate.sets import check_sets
+from lisa.evaluate.sets import Sets, check_sets
 
 #: Per sample: it, what was made (a picture of each set), and the data's classes (H, W) where the protocol wants them.
 Measure = Callable[[Any, Sample, Sequence[ByteArray], "NDArray[np.int64] | None"], Counts]
@@ -114,7 +114,7 @@ def load_reader(protocol: Published, extractor: str | None = None, detector: str
 def evaluate(
     protocol: Published,
     reader: Any,
-    sets: Sequence[Sequence[ByteArray]],
+    sets: Sets,
     samples: Sequence[Sample],
     labels: Sequence[NDArray[np.int64]] | None = None,
     *,

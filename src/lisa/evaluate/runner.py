@@ -16,7 +16,7 @@ from lisa.data.transforms import PairedTransform
 from lisa.data.video import VIDEO_SUFFIXES, clip_info, frame_files, read_frames
 from lisa.evaluate import protocols
 from lisa.evaluate.clips import describe, is_clip, judge_clip
-from lisa.evaluate.sets import Files, check_sets, mean_scores, remedy_of
+from lisa.evaluate.sets import Files, Sets, check_sets, mean_scores, remedy_of
 
 Result = dict[str, Any]
 
@@ -29,7 +29,7 @@ def evaluate_images(
 
 
 def evaluate_sets(
-    sets: Sequence[Sequence[ByteArray]],
+    sets: Sets,
     samples: Sequence[Sample],
     condition: str,
     *,

@@ -16,6 +16,9 @@ import numpy as np
 from lisa.common.errors import LisaError
 from lisa.data.samples import ByteArray, Sample
 
+#: Pictures (or clips) of each set, one per sample.
+Sets = Sequence[Sequence[ByteArray]]
+
 
 class Files(Sequence[ByteArray]):
     """A set that is read off the disk picture by picture: several sets of a large number need not be in memory.
@@ -39,7 +42,7 @@ class Files(Sequence[ByteArray]):
         return Files(self.files[index], self.read) if isinstance(index, slice) else self.read(self.files[index])
 
 
-def check_sets(sets: Sequence[Sequence[ByteArray]], samples: Sequence[Sample]) -> None:
+def check_sets(sets: Sets, samples: Sequence[Sample]) -> None:
     """Refuse sets that are none, or do not have one picture of every sample.
 
     Raises:
@@ -53,7 +56,7 @@ def check_sets(sets: Sequence[Sequence[ByteArray]], samples: Sequence[Sample]) -
         raise LisaError("two samples have the same key", "Keys must be unique")
 
 
-def check_drawn_apart(sets: Sequence[Sequence[ByteArray]], names: Sequence[str]) -> None:
+def check_drawn_apart(sets: Sets, names: Sequence[str]) -> None:
     """Refuse two sets that hold the very same: their mean would be of fewer than it says. (Single ones may be equal.)
 
     Args:

@@ -101,6 +101,11 @@ def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object]
         hidden = nn.functional.silu(convolution(hidden))
 
 
+def variation(values: Tensor) -> Tensor:
+    """What differs between samples (N, ...): the variance between them at each place, mean over the places."""
+    return values.var(dim=0, correction=0).mean()
+
+
 def _measured(caught: Sequence[Tensor], pixels: bool) -> Tensor:
     """What is measured, (N, ...). Of pixels, spread evenly, only as many as a first convolution easily has room for.
 
@@ -116,7 +121,7 @@ def _measured(caught: Sequence[Tensor], pixels: bool) -> Tensor:
     if pixels:
         most = max(_FEWEST, _PIXELS // given[0, 0].numel())
         given = given[:: -(-len(given) // most)]
-    if not given.var(dim=0, correction=0).mean() > 0:
+    if not variation(given) > 0:
         raise LisaError(
             f"{len(given)} conditions that do not differ cannot tell how the condition embedding should start",
             "Give some dozens of different ones, or leave side.condition_init at default",
@@ -128,7 +133,7 @@ def _unit_variance(layer: nn.Linear | nn.Conv2d, given: Tensor, nonlinearity: An
     nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    layer.weight.div_(layer(given).var(dim=0, correction=0).mean().sqrt())
+    layer.weight.div_(variation(layer(given)).sqrt())
 
 
 class _CameInError(Exception):
