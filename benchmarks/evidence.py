@@ -1,12 +1,13 @@
 """Does it learn sooner? One comparison of docs/evidence.md: a model and a condition, all arms, several seeds.
 
     python benchmarks/evidence.py tiny-sd skeleton --jobs 2
+    python benchmarks/evidence.py tiny-sd edges --name low-rate --set train.learning_rate=3e-4 train.steps=800
 
 Trains with ``lisa compare`` in RUNS/MODEL-CONDITION, by the settings of ``benchmarks/evidence/MODEL.yaml``, and writes
-one JSON of rows under ``benchmarks/results/``, from which ``docs/make_evidence.py`` makes the page. Started again, it
-goes on where it was. ``--jobs``: seeds trained at the same time, each in a share of the cores; arms of one seed follow
-each other, so that times per step are comparable between them. ``commits.json`` there: the code that was checked out
-when it was started; leave it so until it ends.
+one JSON of rows under ``benchmarks/results/``, from which ``docs/make_evidence.py`` makes the page; of one seed under
+the name of ``leads``, which the page leaves out. Started again, it goes on where it was. ``--jobs``: seeds trained at
+the same time, each in a share of the cores; arms of one seed follow each other, so that times per step are comparable
+between them. ``commits.json`` there: the code that was checked out when it was started; leave it so until it ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -52,19 +54,19 @@ ARMS = (
 )
 
 
-def steps_of(model: str, condition: str) -> tuple[int, int]:
-    """Steps, and steps between held-out readings."""
-    return OTHERWISE.get((model, condition), CONDITIONS[condition])
+def settings_of(model: str, condition: str, changed: Sequence[str] = ()) -> dict[str, str]:
+    """What is not as the file of the model has it: key -> value, ``changed`` last."""
+    steps, every = OTHERWISE.get((model, condition), CONDITIONS[condition])
+    ours = [f"data.condition={condition}", f"train.steps={steps}", f"log.held_out_every={every}"]
+    return dict(part.split("=", 1) for part in (*ours, *SETTINGS.get((model, condition), []), *changed))
 
 
-def arguments(model: str, condition: str, arms: list[str], seeds: str, out: Path) -> list[str]:
+def arguments(model: str, settings: dict[str, str], arms: list[str], seeds: str, out: Path) -> list[str]:
     """What follows ``lisa``; the same for every job and every time."""
     named = [part for arm in arms for part in ("--arms", arm)]
     file = Path(os.path.relpath(HERE / "evidence" / f"{model}.yaml"))
-    steps, every = steps_of(model, condition)
-    settings = [f"data.condition={condition}", f"train.steps={steps}", f"log.held_out_every={every}"]
-    settings += SETTINGS.get((model, condition), [])
-    return ["compare", str(file), *settings, *named, "--seeds", seeds, "--out", str(out)]
+    told = [f"{key}={value}" for key, value in settings.items()]
+    return ["compare", str(file), *told, *named, "--seeds", seeds, "--out", str(out)]
 
 
 def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> None:
@@ -148,16 +150,21 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that differ; needs --name")
+    parser.add_argument("--name", help="of the comparison with these settings or arms, where it is not the usual one")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--commit", help="that trains or has trained, where it is not the one checked out")
     options = parser.parse_args()
 
-    out = options.runs / f"{options.model}-{options.condition}"
-    command = arguments(options.model, options.condition, options.arms, str(options.seeds), out)
+    if options.set and not options.name:
+        parser.error("--set makes another comparison: give it a --name")
+    what = "-".join(part for part in (options.model, options.condition, options.name) if part)
+    out = options.runs / what
+    settings = settings_of(options.model, options.condition, options.set)
+    command = arguments(options.model, settings, options.arms, str(options.seeds), out)
     seeds = list(range(options.seeds))
-    steps, _ = steps_of(options.model, options.condition)
-    trains = not complete(out, options.arms, seeds, steps)
+    trains = not complete(out, options.arms, seeds, int(settings["train.steps"]))
     trained_by = commits(out, options.commit or (checked_out() if trains else None))
     if trains:
         train(command, options.arms, seeds, options.jobs)
@@ -165,7 +172,9 @@ def main() -> None:
     names = [arm.partition(":")[0] for arm in options.arms]
     commit = ", ".join(trained_by) or parser.error(f"which commit has trained {out}? Give it with --commit")
     rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, commit)
-    write_json(options.results / f"{rows['date']}-evidence-{options.model}-{options.condition}-cpu.json", rows)
+    rows["name"] = options.name
+    kind = "evidence" if options.seeds > 1 else "leads"
+    write_json(options.results / f"{rows['date']}-{kind}-{what}-cpu.json", rows)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ ORDER = ("edges", "segmentation", "skeleton", "lowres")
 
 
 def comparisons(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The newest comparison of every model and condition, in the order of the page."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    """The newest comparison of every model, condition and name, in the order of the page."""
+    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
     for file in sorted(folder.glob("*-evidence-*.json")):  # a name begins with its date
         found = {"file": file.name, **json.loads(file.read_text(encoding="utf-8"))}
-        newest[found["model"], found["condition"]] = found
-    return sorted(newest.values(), key=lambda each: (each["model"], ORDER.index(each["condition"])))
+        newest[found["model"], found["condition"], found.get("name") or ""] = found
+    order = sorted(newest, key=lambda key: (key[0], ORDER.index(key[1]), key[2]))
+    return [newest[key] for key in order]
 
 
 def cell(parts: Sequence[str]) -> str:
@@ -53,7 +54,7 @@ def section(of: dict[str, Any]) -> str:
     seeds = sorted({seed for each in of["rows"] for seed in each["seeds"]})
     first = of["rows"][0]
     lines = [
-        f"### {of['model']}, {of['condition']}",
+        "### " + ", ".join(part for part in (of["model"], of["condition"], of.get("name")) if part),
         "",
         f"{first['steps']} steps, seeds {', '.join(map(str, seeds))}; plateau of {of['baseline']}: "
         f"{of['plateau']['level']:.3f}. [Result](../benchmarks/results/{of['file']}), commit {first['commit']}:",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -154,6 +154,32 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     assert f"| {' | '.join(cells)} |" in line
 
 
+def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_path, monkeypatch, capsys):
+    """It stands beside the usual one; of one seed it is a lead, which the page leaves out."""
+    file, asked = trained
+    usual = sys.argv
+    other = [*usual, "--set", "train.learning_rate=3e-4", "train.steps=1000"]
+    monkeypatch.setattr(sys, "argv", other)
+    with pytest.raises(SystemExit):
+        evidence.main()
+    assert "give it a --name" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "runs" / "tiny-sd-skeleton", tmp_path / "runs" / "tiny-sd-skeleton-low-rate")
+    for seeds in ("5", "1"):
+        monkeypatch.setattr(sys, "argv", [*other, "--name", "low-rate", "--seeds", seeds])
+        evidence.main()
+    assert [command[0] for command in asked].count("compare") == 1, "all has its 1,000 steps already"
+    by_kind = {found.name.split("-")[3]: found for found in file.parent.iterdir() if found != file}
+    assert {found.name[11:] for found in by_kind.values()} == {
+        "evidence-tiny-sd-skeleton-low-rate-cpu.json",
+        "leads-tiny-sd-skeleton-low-rate-cpu.json",
+    }
+    both = page.comparisons(file.parent)
+    assert [each["file"] for each in both] == [file.name, by_kind["evidence"].name]
+    text = page.section(both[1])
+    assert "### tiny-sd, skeleton, low-rate\n" in text and "train.learning_rate=3e-4" in text
+    assert "train.steps=1000" in text and "train.steps=1500" not in text
+
+
 @pytest.mark.parametrize("start", ["default", "lsuv"])
 @pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3"])
 def test_what_of_strokes_comes_in_is_as_recorded(evidence, model, start):
@@ -180,7 +206,7 @@ def test_the_page_is_up_to_date(page):
 def test_every_arm_is_a_configuration(evidence, model):
     file = ROOT / "benchmarks" / "evidence" / f"{model}.yaml"
     for condition in evidence.CONDITIONS:
-        base = [part for part in evidence.arguments(model, condition, [], "5", Path("x"))[2:] if "=" in part]
+        base = [f"{key}={value}" for key, value in evidence.settings_of(model, condition).items()]
         for arm in parse_arms(evidence.ARMS):
             config = load_settings(TrainConfig, file, [*base, *arm.overrides])
             assert config.align.active == (arm.name not in ("plain", "start")), arm.name
