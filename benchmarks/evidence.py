@@ -26,8 +26,9 @@ from threading import Event
 from typing import Any
 
 from lisa.common.files import read_json, write_json
-from lisa.compare.aligned import read_comparison, read_run
+from lisa.compare.aligned import read_comparison
 from lisa.compare.results import summarise
+from lisa.compare.runs import read_run
 
 HERE = Path(__file__).parent
 BF16 = "train.mixed_precision=bf16"

@@ -45,8 +45,9 @@ def row(of: dict[str, Any], base: str) -> str:
         wording.interval(of["fidelity"]),
         wording.interval(against, signed=True) if of["arm"] != base else wording.NOTHING,
     ]
+    costs = f"{wording.interval(of['seconds_per_step'], 2)[0]}<br>{wording.interval(of['peak_memory_mb'], 0)[0]} MiB"
     settings = wording.settings(of["settings"]) or "as the file has it"
-    return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {settings} |"
+    return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {costs} | {settings} |"
 
 
 def section(of: dict[str, Any]) -> str:
@@ -65,8 +66,8 @@ def section(of: dict[str, Any]) -> str:
         "",
         "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps "
         "| in training time | onset, step | control gain at the end | fidelity at the end "
-        f"| against {of['baseline']} | set otherwise |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| against {of['baseline']} | seconds per step, peak memory | set otherwise |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *[row(each, of["baseline"]) for each in of["rows"]],
         "",
         *[f"- {note}" for note in of["notes"]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lisa.build.arms import ARMS, parse_arms, spread_layers
+from lisa.build.arms import ARMS, arm_names, parse_arms, spread_layers
 from lisa.common.errors import LisaError
 from lisa.train.config import TrainConfig
 from lisa.train.settings import load_settings
@@ -54,6 +54,25 @@ def test_arms_written_out():
     assert (unnamed.name, other.name) == ("align.layer=mid_down.5", "align.layer=mid")
     (fewer,) = parse_arms(["x:multi-layer;align.layer=mid"])  # what comes later holds
     assert fewer.resolved(lambda: pytest.fail("asked for layers"))[-1] == "align.layer=mid"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (["recipe,plain"], ["recipe", "plain"]),
+        (["recipe:preset=sooner", "x,recipe"], ["recipe", "x"]),
+        (["align.layer=[a, b],y"], ["align.layer=a_b", "y"]),
+    ],
+)
+def test_names_of_arms_that_need_not_be_known(text, names):
+    assert arm_names(text) == names
+    assert arm_names([text[0]])[0] == names[0]
+
+
+def test_names_that_no_folder_can_have():
+    for text, message in (("../x", "cannot be called"), (" , ", "no arm was named")):
+        with pytest.raises(LisaError, match=message):
+            arm_names([text])
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,16 @@ def test_conditions_that_no_protocol_judges_have_the_other_metrics(folders):
     assert "ssim" in invoke(made, *options, "--metrics", "ssim").stdout
 
 
+def test_jpeg_is_judged_and_said(folders):
+    data, made = folders
+    assert not any("JPEG" in note for note in evaluate(made, data=str(data), condition="canny")["notes"])
+    for i in (0, 2):
+        Image.open(made / f"{i}.png").save(made / f"{i}.jpg")
+        (made / f"{i}.png").unlink()
+    result = evaluate(made, data=str(data), condition="canny")
+    assert "2 pictures are JPEG, whose losses are judged with them: save PNG" in result["notes"]
+
+
 def test_own_protocols_take_metrics_and_refuse_what_they_do_not_use(folders, tmp_path):
     data, made = folders
     result = evaluate(made, data=str(data), condition="canny", judging=Judging(metrics=["psnr"]))

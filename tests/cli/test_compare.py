@@ -104,6 +104,18 @@ def test_stopped_runs_are_reported_and_the_command_goes_on(made_up, monkeypatch)
     assert invoke("config.yaml", "--seeds", "2").exit_code == 0 and made_up[2:] == [("plain", 1), ("lisa", 1)]
 
 
+def test_a_report_is_of_arms_as_their_folders_are_called(tmp_path):
+    """Custom ones need not be written out again; what is not there is an error before anything is written."""
+    for arm, half in (("plain", 100), ("recipe", 50), ("other", 70)):
+        make_run(tmp_path, arm, 0, saturating(half))
+    done = invoke(tmp_path, "--report", "--arms", "recipe,plain", "--baseline", "recipe", "--json")
+    assert [row["arm"] for row in json.loads(done.stdout)["arms"]] == ["recipe", "plain"]
+    (tmp_path / "summary.json").unlink()
+    wrong = invoke(tmp_path, "--report", "--baseline", "recpie")
+    assert isinstance(wrong.exception, LisaError) and "did you mean 'recipe'?" in str(wrong.exception)
+    assert not (tmp_path / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,6 +127,7 @@ def test_stopped_runs_are_reported_and_the_command_goes_on(made_up, monkeypatch)
         (["config.yaml", "train.stps=3"], "did you mean 'steps'"),
         (["--report"], "there is no folder 'runs/compare'"),
         (["runs/a", "--report", "--only", "plain"], "--report trains nothing"),
+        (["runs/a", "--report", "--arms", "../x"], "cannot be called '../x'"),
     ],
 )
 def test_mistakes_are_one_message_and_nothing_is_trained(made_up, arguments, message):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lisa.common.errors import LisaError
-from lisa.compare.aligned import read_comparison, read_run, shared_by_arms
+from lisa.compare.aligned import read_comparison, shared_by_arms
+from lisa.compare.runs import read_run
 from made_runs import make_run, saturating
 
 CURVE = saturating(100)
@@ -156,6 +157,34 @@ def test_what_cannot_be_read_is_one_message(tmp_path):
     (path.with_name("seed-7") / "config.yaml").write_text("- a\n- list\n")
     with pytest.raises(LisaError, match="is not the configuration of a run"):
         read_comparison([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("events.jsonl", '{"step": null, "kind": "held_out"}', "TypeError"),
+        ("events.jsonl", '{"step": 1, "kind": "train", "seconds": "many"}', "ValueError"),
+        ("config.yaml", "seed: 0\ntrain: {steps: many}", "many"),
+        ("summary.json", '{"steps": 1000, "fidelities": {"edges": {"metric": "edge_f1", "with": {}}}}', "without"),
+        ("summary.json", '{"steps": 1000, "fidelities": ["edges"]}', "AttributeError"),
+    ],
+)
+def test_what_is_damaged_is_named(tmp_path, file, text, message):
+    path = make_run(tmp_path, "lisa", 0, CURVE)
+    (path / file).write_text(text + "\n")
+    with pytest.raises(LisaError, match="is damaged") as raised:
+        read_comparison([tmp_path])
+    assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_a_baseline_that_is_no_arm_is_named(tmp_path):
+    """But for plain, which may be trained later."""
+    make_run(tmp_path, "lisa", 0, CURVE)
+    make_run(tmp_path, "recipe", 0, CURVE)
+    assert read_comparison([tmp_path]).of("plain") == {}
+    for arms in (None, ["lisa", "recipe"]):
+        with pytest.raises(LisaError, match=r"unknown baseline 'recpie' .did you mean 'recipe'"):
+            read_comparison([tmp_path], baseline="recpie", arms=arms)
 
 
 def test_settings_of_the_place_are_no_settings_of_the_measure():

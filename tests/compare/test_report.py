@@ -15,7 +15,7 @@ from lisa.build import result
 from lisa.common.errors import LisaError
 from lisa.compare import wording
 from lisa.compare.aligned import read_comparison
-from lisa.compare.curves import _interval_line
+from lisa.compare.curves import _interval_line, colour, dash, panels
 from lisa.compare.report import write_report
 from lisa.compare.results import summarise
 from lisa.sample.grids import grid_layout, labelled_grid, save_png
@@ -180,6 +180,53 @@ def test_samples_stand_side_by_side_at_equal_steps(reported):
     assert all(picture.size == (32, 32 + 8 + 32) for picture in pictures)
 
 
+def test_a_damaged_grid_costs_its_step_alone(tmp_path):
+    three_arms(tmp_path, seeds=[0])
+    for arm in ("plain", "lisa", "shuffled"):
+        for step in (200, 400):
+            add_grid(tmp_path / arm / "seed-0", step, 100)
+    damaged = tmp_path / "lisa" / "seed-0" / "samples" / "step-000200.png"
+    for content in (damaged.read_bytes()[:60], b"no picture"):
+        damaged.write_bytes(content)
+        write_report([tmp_path], tmp_path)
+        text = (tmp_path / "report.html").read_text("utf-8")
+        assert f"A step is left out, because <code>{damaged}</code> cannot be read" in text
+        assert "<h3>step 400</h3>" in text and "<h3>step 200</h3>" not in text
+
+
+def test_where_there_is_no_curve_of_fidelity_the_page_says_why(reported, tmp_path):
+    make_run(tmp_path, "plain", 0, saturating(100))
+    write_report([tmp_path], tmp_path)
+    told = "Fidelity was judged at the end alone"
+    assert told in (tmp_path / "report.html").read_text("utf-8")
+    assert told not in (reported[0] / "report.html").read_text("utf-8")
+
+
+def test_arms_beyond_the_colours_are_dashed_and_the_legend_says_so(tmp_path):
+    for place in range(9):
+        make_run(tmp_path, f"arm-{place}", 0, saturating(100))
+    write_report([tmp_path], tmp_path, baseline="arm-0")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    legend = text[text.index('<p class="legend">') :].partition("</p>")[0]
+    assert "arm-7 (dashed)" in legend and "arm-8 (dashed)" in legend and legend.count("(") == 2
+    styles = {(colour(place), dash(place)) for place in range(28)}
+    assert len(styles) == 28
+
+
+def test_the_axes_of_curves_are_named_with_units(tmp_path):
+    from matplotlib.figure import Figure
+
+    summary = make_run(tmp_path, "plain", 0, saturating(100), judged=[0, 500]) / "summary.json"
+    summary.write_text(summary.read_text().replace('"unit": ""', '"unit": "dB"', 1))
+    comparison = read_comparison([tmp_path])
+    found = {}
+    for panel in panels(comparison, summarise(comparison)):
+        panel.draw(axis := Figure().add_subplot())
+        found[panel.title] = axis.get_ylabel(), axis.get_xlabel()
+    assert found["control gain over steps"] == ("control gain", "step")
+    assert found["fidelity to edges over training time"] == ("edge_f1 (dB)", "training time (s)")
+
+
 def test_the_same_runs_give_the_same_report(reported, tmp_path):
     out, _ = reported
     write_report([out], tmp_path)
@@ -285,15 +332,22 @@ def test_averaged_weights_are_said(tmp_path):
     assert "Weights are averaged (train.ema) in lisa: curves of gain and gap" in notes(tmp_path)
 
 
-@pytest.mark.parametrize(("bound", "drawn"), [("at most", 1), ("at least", 1), ("unknown", 0), (None, 2)])
-def test_speed_ups_are_drawn_with_and_without_ends(bound, drawn):
+@pytest.mark.parametrize(
+    ("bound", "seeds", "drawn"),
+    [("at most", 3, 1), ("at least", 3, 1), ("unknown", 3, 0), (None, 3, 2), (None, 2, 1)],
+)
+def test_speed_ups_are_drawn_with_and_without_ends(bound, seeds, drawn):
+    """An interval of two seeds is drawn no more than it is told."""
     from matplotlib.figure import Figure
 
     axis = Figure().add_subplot()
     ends = (None, None) if bound else (1.5, 3.0)
-    speed = {"value": 2.0, "low": ends[0], "high": ends[1], "bound": bound, "never": [], "seeds": [0, 1]}
+    speed = {"value": 2.0, "low": ends[0], "high": ends[1], "bound": bound, "never": [], "seeds": list(range(seeds))}
     reach = _interval_line(axis, speed, 0.0, "black")
-    assert len(axis.lines) == drawn and reach == ([2.0] if bound else [2.0, 1.5, 3.0])
+    assert len(axis.lines) == drawn and reach == ([2.0, 1.5, 3.0] if drawn == 2 else [2.0])
+    if bound is None:
+        told = wording.speed({**speed, "baseline_never": []}, "plain")
+        assert told == ("2.00", "[1.50, 3.00]" if seeds == 3 else "2 seeds, no interval")
     assert [text.get_text() for text in axis.texts] == (["?"] if bound == "unknown" else [])
 
 

@@ -173,6 +173,24 @@ def test_clean_fid_is_given_two_fresh_folders(monkeypatch):
     assert "the weights of cleanfid are not on this disk" in extras.prepare(["fid"])[1]["fid"]
 
 
+def test_subsets_of_kid_are_the_same_each_time_and_what_clean_fid_raises_is_told(monkeypatch):
+    """clean-fid draws them from numpy's global state, which is as before afterwards."""
+    fake = SimpleNamespace(
+        compute_fid=lambda *_, **__: 1 / 0,
+        compute_kid=lambda *_, **__: np.random.random(),
+        build_feature_extractor=lambda *_, **__: None,
+    )
+    monkeypatch.setitem(sys.modules, "cleanfid", SimpleNamespace(fid=fake))
+    monkeypatch.setitem(sys.modules, "cleanfid.fid", fake)
+    ready, _ = extras.prepare(["fid", "kid"])
+    np.random.seed(7)
+    before = np.random.get_state()[1].tolist()
+    assert ready["kid"].run(PICTURES, SAMPLES).values == ready["kid"].run(PICTURES, SAMPLES).values
+    with pytest.raises(LisaError, match=r"clean-fid could not measure these pictures \(.*division by zero"):
+        ready["fid"].run(PICTURES, SAMPLES)
+    assert np.random.get_state()[1].tolist() == before
+
+
 def test_the_real_packages_where_they_are():
     """Where torchvision and the weights are there, too, equal pictures are at no distance; else the reason is said."""
     ready, missing = extras.prepare(["lpips", "fid"])

@@ -41,6 +41,8 @@ def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]], names: Mapping[st
         axis.set_xticks(range(len(rows)), [row["layer"] for row in rows], rotation=45, fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("layer", fontsize=9)
+    figure.supylabel("share of the variance", fontsize=9)
     if len(names) > 1:
         axes[0, 0].legend(fontsize=8, frameon=False)
     with atomic_write(path) as temporary:

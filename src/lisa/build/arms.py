@@ -95,13 +95,31 @@ def parse_arms(texts: Sequence[str]) -> list[Arm]:
     return arms
 
 
+def arm_names(texts: Sequence[str]) -> list[str]:
+    """The names alone, of arms that need not be known here: those of folders, or as :func:`parse_arms` has them.
+
+    Raises:
+        LisaError: a name is not fit for a folder, or there is none.
+    """
+    parts = [text.strip() for item in texts for text in _split(item) if text.strip()]
+    if not parts:
+        raise LisaError("no arm was named", "Name some with --arms, as their folders are called")
+    return list(dict.fromkeys(_named_part(text)[0] for text in parts))
+
+
 def _split(item: str) -> list[str]:
     """At commas that are not inside of brackets."""
     return re.split(r",(?![^\[\]]*\])", item)
 
 
-def _parse(text: str) -> Arm:
+def _named_part(text: str) -> tuple[str, str]:
+    """The arm's name, and what it sets: ``NAME:rest``, or what it sets is its name."""
     name, colon, rest = text.partition(":") if re.match(r"[^=;\[]+:", text) else ("", "", text)
+    return _folder_name(name.strip() if colon else rest.strip(), text), rest
+
+
+def _parse(text: str) -> Arm:
+    name, rest = _named_part(text)
     overrides: list[str] = []
     layers: int | None = None
     for part in (part.strip() for part in rest.split(";")):
@@ -112,7 +130,7 @@ def _parse(text: str) -> Arm:
             known = _named(part, text)
             overrides += known.overrides
             layers = known.layers or layers
-    return Arm(_folder_name(name.strip() if colon else rest.strip(), text), tuple(overrides), layers)
+    return Arm(name, tuple(overrides), layers)
 
 
 def _named(name: str, text: str) -> NamedArm:

@@ -22,7 +22,8 @@ from lisa.build.arms import Arm
 from lisa.common.errors import LisaError
 from lisa.common.mappings import flat
 from lisa.common.runfolder import RunFolder
-from lisa.compare.aligned import hindrance, of_the_place, read_run
+from lisa.compare.aligned import hindrance, of_the_place
+from lisa.compare.runs import read_run
 from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest

@@ -31,6 +31,7 @@ from lisa.evaluate.sets import Sets, check_drawn_apart, check_sets, remedy_of
 OWN = "own"
 #: Data of exact truth.
 DRAWN = (ScenesSource.kind, MovingScenesSource.kind)
+_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ def evaluate(
     check_sets(sets, samples)
     check_drawn_apart(sets, [str(folder) for folder in folders])
     result = {**judge(sets, samples, transform, settings), "sets": len(sets)}
+    lossy = sum(file.suffix in _LOSSY for made in sets for file in made.files)
+    if lossy:
+        result["notes"].append(f"{lossy} pictures are JPEG, whose losses are judged with them: save PNG")
     if data in DRAWN:
         at = "" if samples[0].rate is None else f" at {samples[0].rate:g} frames per second"
         there = f"judged are the {len(source)} scenes{at} that there are files of"

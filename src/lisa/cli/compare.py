@@ -52,13 +52,13 @@ def compare(
     from lisa.compare.report import write_report
 
     quiet_libraries()
-    from lisa.build.arms import parse_arms
+    from lisa.build.arms import arm_names, parse_arms
     from lisa.build.comparing import parse_seeds
     from lisa.common.errors import LisaError
 
     if report and only is not None:
         raise LisaError("--only says what is trained, and --report trains nothing", "Use --arms and --seeds")
-    wanted = parse_arms(arms) if arms else None
+    names = arm_names(arms) if arms else None
     numbers = parse_seeds(seeds) if seeds is not None else None
     finished = True
     if report:
@@ -67,9 +67,9 @@ def compare(
     else:
         target = out or Path("runs/compare")
         folders = [str(target)]
-        wanted, numbers = wanted or parse_arms(["plain,lisa"]), numbers or parse_seeds("5")
+        wanted, numbers = parse_arms(arms or ["plain,lisa"]), numbers or parse_seeds("5")
+        names = [arm.name for arm in wanted]
         finished = _train(config, overrides, wanted, numbers, target, only, baseline, say)
-    names = None if wanted is None else [arm.name for arm in wanted]
     if finished or any(target.glob("*/seed-*/config.yaml")):
         summary = write_report(folders, target, baseline=baseline, arms=names, seeds=numbers)
         print_json(summary) if as_json else _print(summary, target)

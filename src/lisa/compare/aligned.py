@@ -1,23 +1,18 @@
-"""Run folders as data: the curves of every arm and seed, and the check that they can be compared."""
+"""The runs of every arm and seed, and the check that they can be compared."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
+from lisa.common.errors import LisaError, choose
+from lisa.compare.runs import Run, read_run
 
-from lisa.common.errors import LisaError
-from lisa.common.files import read_json
-from lisa.common.intervals import FloatArray
-from lisa.common.mappings import flat
-from lisa.common.runfolder import RunFolder
-
-#: Finished; ended because its loss was not finite; still to be continued.
-State = Literal["finished", "diverged", "unfinished"]
+#: The arm that the others are compared with, unless another one is named.
+BASELINE = "plain"
 
 # What decides what is measured: the same in all runs. The rest (align, train, side, ...) is what arms may differ in.
 _LOGGED = ("log.held_out_levels", "log.held_out_every", "log.fidelity_samples", "log.fidelity_every")
@@ -55,66 +50,6 @@ def hindrance(settings: Mapping[str, Any], steps: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Readings over the steps: ``steps`` (N,), ``values`` (N,)."""
-
-    steps: FloatArray
-    values: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A picture of samples, and how its columns lie: titles, height of the head and gap between pictures in pixels.
-
-    Of clips it is an animation (``path``), whose pictures lie so.
-    """
-
-    path: Path
-    columns: tuple[str, ...] = ()
-    head: int = 0
-    gap: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One arm with one seed, as its folder tells it. ``settings`` by dotted name; ``clock``: training seconds."""
-
-    arm: str
-    seed: int
-    path: Path
-    settings: Mapping[str, Any]
-    state: State
-    step: int  # of the last event
-    summary: Mapping[str, Any]
-    gain: Curve
-    gap: Curve
-    clock: Curve
-    fidelity: Mapping[str, Curve] = field(default_factory=dict)  # by condition, where it was judged while training
-    samples: Mapping[int, Grid] = field(default_factory=dict)  # by step
-
-    @property
-    def counts(self) -> bool:
-        """Whether it went as far as it can: a run that diverged did, one that was interrupted did not."""
-        return self.state != "unfinished"
-
-    def done(self, steps: int) -> bool:
-        """Whether there is nothing to train of a run that is to have so many steps: it has them, or diverged."""
-        return self.state == "diverged" or (self.state == "finished" and self.settings.get("train.steps") == steps)
-
-    def seconds(self, steps: Any) -> FloatArray:
-        """Training seconds after ``steps``; held-out readings, sampling and checkpoints are no training."""
-        return np.interp(steps, np.append(0.0, self.clock.steps), np.append(0.0, self.clock.values))
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Over the whole run; NaN before its first event."""
-        return float(self.clock.values[-1] / self.clock.steps[-1]) if len(self.clock) else float("nan")
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Runs that can be compared.
 
@@ -144,7 +79,7 @@ class Comparison:
 def read_comparison(
     folders: Sequence[str | Path],
     *,
-    baseline: str = "plain",
+    baseline: str = BASELINE,
     arms: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
 ) -> Comparison:
@@ -157,9 +92,9 @@ def read_comparison(
         seeds: the same for seeds.
 
     Raises:
-        LisaError: there is no run, one cannot be read, the same run has been finished (or has diverged) twice, or
-            runs measure different things; the message names the setting. (Runs of fewer steps than others have, which
-            may go on, are unfinished.)
+        LisaError: there is no run, one cannot be read, ``baseline`` is none of the arms, the same run has been
+            finished (or has diverged) twice, or runs measure different things; the message names the setting. (Runs of
+            fewer steps than others have, which may go on, are unfinished.)
     """
     runs: dict[tuple[str, int], Run] = {}
     for folder in folders:
@@ -175,6 +110,8 @@ def read_comparison(
                 runs[run.arm, run.seed] = run
     names = sorted({arm for arm, _ in runs}) if arms is None else list(dict.fromkeys(arms))
     numbers = sorted({seed for _, seed in runs}) if seeds is None else sorted(set(seeds))
+    if names and baseline != BASELINE:  # which may be trained later, or elsewhere
+        choose("baseline", baseline, names)
     ordered = tuple(sorted(names, key=lambda name: name != baseline))
     chosen = {(arm, seed): run for arm in ordered for seed in numbers if (run := runs.get((arm, seed))) is not None}
     if not chosen:
@@ -208,79 +145,6 @@ def _read_folder(folder: Path) -> list[Run]:
 
 def _named(path: Path) -> re.Match[str] | None:
     return re.fullmatch(r"seed-(\d+)", path.name) if (path / "config.yaml").is_file() else None
-
-
-def read_run(path: Path, arm: str, seed: int) -> Run:
-    """One run folder.
-
-    Raises:
-        LisaError: its files cannot be read, or it is of another seed than it is called after.
-    """
-    folder = RunFolder(path)
-    settings = _settings(folder.config)
-    if settings.get("seed") != seed:
-        raise LisaError(f"{str(path)!r} was trained with seed {settings.get('seed')}", "Name the folder after its seed")
-    events = list(folder.read_events())
-    summary = read_json(folder.summary) if folder.summary.is_file() else {}
-    state = _state(settings, summary, events)
-    readings = [event for event in events if event["kind"] == "held_out"]
-    return Run(
-        arm=arm,
-        seed=seed,
-        path=path,
-        settings=settings,
-        state=state,
-        step=max((int(event["step"]) for event in events), default=0),
-        summary=summary if state == "finished" else {},  # else it is of fewer steps
-        gain=_curve(readings, "control_gain"),
-        gap=_curve(readings, "gap"),
-        clock=_curve([event for event in events if event["kind"] == "train"], "seconds"),
-        fidelity=_fidelities(events),
-        samples={int(e["step"]): _grid(folder, e) for e in events if e["kind"] == "samples" and e.get("path")},
-    )
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LisaError(f"{str(path)!r} cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(raw, dict):
-        raise LisaError(f"{str(path)!r} is not the configuration of a run", "See lisa train")
-    return flat(raw)
-
-
-def _state(settings: Mapping[str, Any], summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> State:
-    if summary and summary.get("steps") == settings.get("train.steps"):
-        return "finished"
-    last = events[-1] if events else {}
-    return "diverged" if last.get("kind") == "stopped" and last.get("reason") == "not finite" else "unfinished"
-
-
-def _curve(events: Sequence[Mapping[str, Any]], name: str) -> Curve:
-    """The value of ``name`` over the steps, once per step (the last event of a step counts)."""
-    found: dict[int, float] = {}
-    for event in events:
-        value = event.get(name)
-        value = value.get("value") if isinstance(value, Mapping) else value
-        if value is not None:
-            found[int(event["step"])] = float(value)
-    steps = sorted(found)
-    return Curve(np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64))
-
-
-def _fidelities(events: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    judged = [event for event in events if event["kind"] == "fidelity"]
-    names = {name for event in judged for name, value in event.items() if isinstance(value, dict) and "value" in value}
-    return {name: _curve(judged, name) for name in sorted(names)}
-
-
-def _grid(folder: RunFolder, event: Mapping[str, Any]) -> Grid:
-    layout = event.get("animation_grid") or event.get("grid") or {}
-    path = folder.samples / Path(event.get("animation") or event["path"]).name
-    return Grid(path, tuple(layout.get("columns", ())), layout.get("head", 0), layout.get("gap", 0))
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

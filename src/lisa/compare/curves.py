@@ -12,14 +12,16 @@ import numpy as np
 
 from lisa.common.files import atomic_write
 from lisa.common.intervals import t_interval
-from lisa.compare.aligned import Comparison, Curve, Run
+from lisa.compare import wording
+from lisa.compare.aligned import Comparison
 from lisa.compare.results import aligned
+from lisa.compare.runs import Curve, Run
 from lisa.compare.speed_up import ONSET_SHARE
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the baseline is black.
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_DASHES = ("-", "-", "-", "-", "-", "-", "-", "--", "-.", ":")
-_BAND_FROM = 3  # seeds: the interval of two is wider than any picture
+# As matplotlib has them, and in words; the next where the colours are used up.
+_DASHES = {"-": "", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
 _SIZE = (4.3, 3.1)  # inches of a panel
 _AXES = {"steps": "step", "seconds": "training time (s)"}
 
@@ -37,18 +39,20 @@ def panels(comparison: Comparison, summary: Mapping[str, Any]) -> list[Panel]:
     level = (summary["plateau"] or {}).get("level") or 0.0
     marks = {f"{share:.0%} of {comparison.baseline}": share * level for share in summary["levels"] if level > 0}
     onset = {"onset": ONSET_SHARE * level} if level > 0 else {}
-    figures: list[tuple[str, Callable[[Run], Curve], Mapping[str, float]]] = [
-        ("control gain", lambda run: run.gain, marks),
-        ("condition gap", lambda run: run.gap, onset),
+    figures: list[tuple[str, str, Callable[[Run], Curve], Mapping[str, float]]] = [
+        ("control gain", "control gain", lambda run: run.gain, marks),
+        ("condition gap", "condition gap", lambda run: run.gap, onset),
     ]
-    judged = {name: None for run in comparison.runs.values() for name in run.fidelity}
-    figures += [(f"fidelity to {name}", _fidelity_to(name), {}) for name in judged]
+    figures += [
+        (f"fidelity to {name}", _metric(summary, name), _fidelity_to(name), {})
+        for name in judged_while_training(comparison)
+    ]
     found = [
         Panel(
             f"{title} over {_AXES[axis].partition(' (')[0]}s".replace("times", "time"),
-            _curves(comparison, curve, axis, lines),
+            _curves(comparison, curve, axis, label, lines),
         )
-        for title, curve, lines in figures
+        for title, label, curve, lines in figures
         for axis in _AXES
     ]
     for axis in _AXES:
@@ -57,6 +61,11 @@ def panels(comparison: Comparison, summary: Mapping[str, Any]) -> list[Panel]:
             words = {"steps": "in steps", "seconds": "in training time"}
             found.append(Panel(f"speed-up {words[axis]}", _forest(rows, axis, summary["levels"])))
     return found
+
+
+def judged_while_training(comparison: Comparison) -> list[str]:
+    """The conditions that there are curves of fidelity to."""
+    return list(dict.fromkeys(name for run in comparison.runs.values() for name in run.fidelity))
 
 
 def to_svg(panel: Panel, *, legend: bool) -> str:
@@ -96,6 +105,11 @@ def colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
 
 
+def dash(place: int) -> tuple[str, str]:
+    """How the line of the arm at ``place`` is drawn, for matplotlib and in words (empty: through)."""
+    return list(_DASHES.items())[place // len(_COLOURS) % len(_DASHES)]
+
+
 def _draw(axis: Any, panel: Panel, *, legend: bool) -> None:
     panel.draw(axis)
     axis.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
@@ -105,13 +119,21 @@ def _draw(axis: Any, panel: Panel, *, legend: bool) -> None:
         axis.legend(fontsize=8, frameon=False, loc="best")
 
 
+def _metric(summary: Mapping[str, Any], condition: str) -> str:
+    """What fidelity to a condition is measured by, and its unit; fidelity alone before any run has ended."""
+    found = next((row["fidelities"][condition] for row in summary["arms"] if condition in row["fidelities"]), None)
+    if found is None:
+        return "fidelity"
+    return f"{found['metric']} ({found['unit']})" if found["unit"] else str(found["metric"])
+
+
 def _fidelity_to(name: str) -> Callable[[Run], Curve]:
     empty = Curve(np.array([]), np.array([]))
     return lambda run: run.fidelity.get(name, empty)
 
 
 def _curves(
-    comparison: Comparison, curve: Callable[[Run], Curve], x: str, lines: Mapping[str, float]
+    comparison: Comparison, curve: Callable[[Run], Curve], x: str, label: str, lines: Mapping[str, float]
 ) -> Callable[[Any], None]:
     """Each seed thin, the mean over seeds thick, its interval as a band; thresholds as dotted lines."""
 
@@ -122,12 +144,12 @@ def _curves(
             steps, values = aligned([curve(run) for run in runs])
             if not len(steps):
                 continue
-            style = {"color": colour(place), "linestyle": _DASHES[place % len(_DASHES)]}
+            style = {"color": colour(place), "linestyle": dash(place)[0]}
             at = steps if x == "steps" else np.mean([run.seconds(steps) for run in runs], axis=0)
             for row in values:
                 axis.plot(at, row, color=colour(place), linewidth=0.5, alpha=0.35)
             axis.plot(at, values.mean(axis=0), linewidth=1.7, label=arm, **style)
-            if len(values) >= _BAND_FROM:
+            if len(values) >= wording.INTERVAL_FROM:
                 ends = [t_interval(column) for column in values.T]
                 band = [each.low for each in ends], [each.high for each in ends]
                 axis.fill_between(at, *band, color=colour(place), alpha=0.13, linewidth=0)
@@ -140,6 +162,7 @@ def _curves(
             side, end = ("right", 1) if name == "onset" else ("left", 0.01)
             axis.annotate(name, (end, height), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=7)
         axis.set_xlabel(_AXES[x], fontsize=9)
+        axis.set_ylabel(label, fontsize=9)
 
     return draw
 
@@ -180,6 +203,7 @@ def _interval_line(axis: Any, speed: Mapping[str, Any], height: float, shade: st
         axis.annotate("?", (value, height), color=shade, ha="center", va="center", fontsize=8)
         return [value]
     axis.plot([value], [height], marker={"at most": "<", "at least": ">"}.get(speed["bound"], "o"), color=shade)
-    if low is not None and high is not None:
-        axis.plot([low, high], [height, height], color=shade, linewidth=1.4)
-    return [end for end in (value, low, high) if end]
+    if low is None or high is None or len(speed["seeds"]) < wording.INTERVAL_FROM:
+        return [value]
+    axis.plot([low, high], [height, height], color=shade, linewidth=1.4)
+    return [value, low, high]

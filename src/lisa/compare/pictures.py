@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lisa.common.runfolder import CONTROLLED
-from lisa.compare.aligned import Comparison, Grid, Run
+from lisa.compare.aligned import Comparison
+from lisa.compare.runs import Grid, Run
 
 _STEPS = 4  # rows of pictures in a report
 _WIDEST = 160  # pixels of a column: a report is to be sent around
@@ -33,11 +34,15 @@ class Row:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Sample grids of one seed, at steps that all arms have; ``rows`` is empty where there are none."""
+    """Sample grids of one seed, at steps that all arms have; ``rows`` is empty where there are none.
+
+    ``damaged``: files that cannot be read, whose steps are left out.
+    """
 
     seed: int
     arms: Sequence[str]
     rows: Sequence[Row]
+    damaged: Sequence[str] = ()
 
 
 def side_by_side(comparison: Comparison) -> SideBySide:
@@ -49,8 +54,17 @@ def side_by_side(comparison: Comparison) -> SideBySide:
     seed = max(by_seed, key=lambda number: len(by_seed[number]))  # the first of the largest
     runs = by_seed[seed]
     common: set[int] = set.intersection(*(_drawn(run) for run in runs)) if runs else set()
-    steps = _spread(sorted(common), _STEPS)
-    return SideBySide(seed, [run.arm for run in runs], [Row(step, _columns(runs, step)) for step in steps])
+    rows, damaged = [], []
+    for step in _spread(sorted(common), _STEPS):
+        try:
+            rows.append(Row(step, _columns(runs, step)))
+        except _Damaged as error:
+            damaged.append(str(error))
+    return SideBySide(seed, [run.arm for run in runs], rows, damaged)
+
+
+class _Damaged(Exception):
+    """A picture that cannot be read; its path."""
 
 
 def _drawn(run: Run) -> set[int]:
@@ -83,13 +97,16 @@ def _open(grid: Grid) -> list[Any]:
     """The pictures in a file: one, or those of an animation; each tells how long it is shown."""
     from PIL import Image, ImageSequence
 
-    with Image.open(grid.path) as file:
-        pictures = []
-        for frame in ImageSequence.Iterator(file):
-            picture = frame.convert("RGB")
-            picture.info["duration"] = frame.info.get("duration", 0)
-            pictures.append(picture)
-        return pictures
+    try:
+        with Image.open(grid.path) as file:
+            pictures = []
+            for frame in ImageSequence.Iterator(file):
+                picture = frame.convert("RGB")
+                picture.info["duration"] = frame.info.get("duration", 0)
+                pictures.append(picture)
+            return pictures
+    except (OSError, SyntaxError, ValueError):  # cut short; broken PNG; none of these
+        raise _Damaged(grid.path) from None
 
 
 def _cut(grid: Grid, title: str) -> list[Any]:

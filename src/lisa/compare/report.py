@@ -52,7 +52,16 @@ def _html(comparison: Comparison, summary: Mapping[str, Any], drawn: Sequence[cu
     shades = {arm: curves.colour(place) for place, arm in enumerate(comparison.arms)}
     pictures = [Markup(curves.to_svg(panel, legend=False)) for panel in drawn]
     named = [(panel.title, picture) for panel, picture in zip(drawn, pictures, strict=True)]
-    return _render("report.html.j2", summary, panels=named, shades=shades, samples=side_by_side(comparison))
+    words = {arm: curves.dash(place)[1] for place, arm in enumerate(comparison.arms)}
+    return _render(
+        "report.html.j2",
+        summary,
+        panels=named,
+        shades=shades,
+        dashes={arm: f" ({word})" if word else "" for arm, word in words.items()},
+        judged_while_training=curves.judged_while_training(comparison),
+        samples=side_by_side(comparison),
+    )
 
 
 def _render(name: str, summary: Mapping[str, Any], **more: Any) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from lisa.common.intervals import t_interval
-from lisa.compare.aligned import Comparison, Curve, Run, of_the_place
+from lisa.compare.aligned import Comparison, of_the_place
 from lisa.compare.notes import notes, versions
+from lisa.compare.runs import Curve, Run
 from lisa.compare.speed_up import (
     LEVELS,
     ONSET_SHARE,

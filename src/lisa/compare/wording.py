@@ -10,6 +10,8 @@ Row = Mapping[str, Any]
 #: What is shown large, and what stands small beneath it.
 Cell = tuple[str, str]
 NOTHING: Cell = ("-", "")
+#: Seeds from which an interval is shown: that of two is wider than any picture.
+INTERVAL_FROM = 3
 
 
 def interval(value: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> Cell:
@@ -40,6 +42,8 @@ def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
         return f"≥ {_down(value['value'])}", f"{baseline} never in {theirs} of {count}; none below {_down(least)}"
     if value["bound"] == "unknown":
         return "?", f"never in {ours} of {count} seeds, {baseline} in {theirs}"
+    if 1 < count < INTERVAL_FROM:
+        return interval(value, 2)[0], f"{count} seeds, no interval"
     return interval(value, 2)
 
 

@@ -295,7 +295,14 @@ def _inception(fid: Any, name: str, made: Sequence[ByteArray], samples: Sequence
             places.append(str(Path(folder) / place))
         compute = {"fid": fid.compute_fid, "kid": fid.compute_kid}[name]
         options = {"mode": "clean", "num_workers": 0, "device": device(), "verbose": False, "use_dataparallel": False}
-        value = float(compute(*places, **options))
+        state = np.random.get_state()
+        np.random.seed(0)  # of the subsets that kid is the mean over
+        try:
+            value = float(compute(*places, **options))
+        except Exception as error:  # whatever the library raises: the other metrics are worth having
+            raise LisaError(f"clean-fid could not measure these pictures ({first_line(error)})") from error
+        finally:
+            np.random.set_state(state)
     return Measured([value], of_set=True, notes=_few(name, len(made)))
 
 
