@@ -1,4 +1,4 @@
-"""Writes the tables of docs/evidence.md from benchmarks/results/*-evidence-*.json; `--check`: is it up to date?"""
+"""Writes the tables of docs/evidence.md from the results of its two benchmarks; `--check`: is it up to date?"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BEGIN, END = "<!-- tables: docs/make_evidence.py -->\n", "<!-- end of tables -->
 ORDER = ("edges", "segmentation", "skeleton", "lowres")
 
 
-def comparisons(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The newest comparison of every model, condition and name, in the order of the page."""
+def results(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The newest result of every model, condition and name, in the order of the page."""
     newest: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for file in sorted(folder.glob("*-evidence-*.json")):  # a name begins with its date
+    for file in sorted(folder.glob(f"*-{kind}-*.json")):  # a name begins with its date
         found = {"file": file.name, **json.loads(file.read_text(encoding="utf-8"))}
         newest[found["model"], found["condition"], found.get("name") or ""] = found
     order = sorted(newest, key=lambda key: (key[0], ORDER.index(key[1]), key[2]))
@@ -75,9 +75,49 @@ def section(of: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def features(of: dict[str, Any]) -> list[str]:
+    """What the side features of one model and condition encode: a line per pair of arms and layer."""
+    names = [name for name, value in of["rows"][0].items() if isinstance(value, dict)]
+    lines = []
+    for each in of["rows"]:
+        cells = [
+            cell((f"{each[name]['arm']['value']:.3f} / {each[name]['against']['value']:.3f}", signed(each[name])))
+            for name in names
+        ]
+        where = (of["model"], of["condition"], f"{each['arm']} / {each['against']}", each["layer"], *cells)
+        lines.append(f"| {' | '.join(where)} |")
+    return lines
+
+
+def signed(figure: dict[str, Any]) -> str:
+    """A difference with its interval."""
+    return " ".join(wording.interval(figure["difference"], signed=True))
+
+
+def features_section(found: Sequence[dict[str, Any]]) -> str:
+    """All of them in one table; empty where there are none."""
+    if not found:
+        return ""
+    lines = [
+        "### What the side features encode",
+        "",
+        *[
+            f"- {of['model']}, {of['condition']}: [result](../benchmarks/results/{of['file']}), commit {of['commit']}, "
+            f"`{of['command']}`"
+            for of in found
+        ],
+        "",
+        "| model | condition | arm / against | layer | disentanglement | R2 of the condition | R2 of the score "
+        "| total index of noise |",
+        "|---|---|---|---|---|---|---|---|",
+        *[line for of in found for line in features(of)],
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def tables() -> str:
     """All sections."""
-    return "\n".join(section(each) for each in comparisons())
+    return "\n".join(section(each) for each in results("evidence")) + features_section(results("features"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -143,7 +144,7 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     file, _ = trained
     older = file.with_name(f"2020-01-01-{file.name[11:]}")
     older.write_text(file.read_text("utf-8").replace("abc1234", "0000000").replace("0000fff", "0000000"), "utf-8")
-    (only,) = page.comparisons(file.parent)
+    (only,) = page.results("evidence", file.parent)
     text = page.section(only)
     assert "### tiny-sd, skeleton" in text and "abc1234" in text and "0000000" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| recipe |")]
@@ -173,11 +174,80 @@ def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_
         "evidence-tiny-sd-skeleton-low-rate-cpu.json",
         "leads-tiny-sd-skeleton-low-rate-cpu.json",
     }
-    both = page.comparisons(file.parent)
+    both = page.results("evidence", file.parent)
     assert [each["file"] for each in both] == [file.name, by_kind["evidence"].name]
     text = page.section(both[1])
     assert "### tiny-sd, skeleton, low-rate\n" in text and "train.learning_rate=3e-4" in text
     assert "train.steps=1000" in text and "train.steps=1500" not in text
+
+
+@pytest.fixture
+def analysed(evidence, tmp_path, monkeypatch):
+    """Analyses whose figures are known: of arm and seed; `lisa analyse` is asked for what is missing."""
+    import features
+
+    levels = {"plain": 0.3, "lisa": 0.4, "start": 0.5, "recipe": 0.5}
+
+    def write(run):
+        seed = int(run.name.removeprefix("seed-"))
+        value = {"value": levels[run.parent.name] + 0.1 * seed, "low": 0, "high": 1}
+        figures = {"disentanglement": value, "r2": {"condition": value, "score": value}, "total": {"noise": value}}
+        aligned = run.parent.name in ("lisa", "recipe")
+        found = {
+            "model": "tiny-sd",
+            "condition": "edges",
+            "samples": 64,
+            "levels": [167, 500, 833],
+            "definitions": {},
+            "versions": {},
+            "aligned": {"run": ["down.5"] if aligned else []},
+            "by_layer": [{"layer": "down.4", "run": {}}, {"layer": "down.5", "run": figures}],
+            "overall": {"run": figures},
+        }
+        features.analysis_of(run).parent.mkdir(parents=True)
+        features.analysis_of(run).write_text(json.dumps(found), "utf-8")
+
+    asked = []
+
+    def run(command, env):
+        assert command[1:4] == ["-m", "lisa", "analyse"] and int(env["OMP_NUM_THREADS"]) >= 1
+        asked.append(Path(command[4]))
+        broken = asked[-1].parent.name == "broken"
+        return type("Done", (), {"returncode": 1 if broken else write(asked[-1]) or 0})
+
+    monkeypatch.setattr(features.subprocess, "run", run)
+    monkeypatch.setattr(features, "checked_out", lambda: "abc1234")
+    monkeypatch.setattr(sys, "argv", ["features.py", str(tmp_path / "runs"), "--results", str(tmp_path / "results")])
+    return features, asked, tmp_path
+
+
+def test_features_are_told_with_intervals_over_seeds(analysed, page):
+    features, asked, folder = analysed
+    features.main()
+    assert len(asked) == len(set(asked)) == 20
+    (file,) = (folder / "results").iterdir()
+    found = json.loads(file.read_text("utf-8"))
+    assert file.name.endswith("-features-tiny-sd-edges-cpu.json") and found["seeds"] == [0, 1, 2, 3, 4]
+    rows = {(row["arm"], row["against"], row["layer"]): row for row in found["rows"]}
+    assert list(rows) == [(*pair.split(":"), layer) for pair in features.PAIRS for layer in ("down.5", "all")]
+    lisa = rows["lisa", "plain", "down.5"]["disentanglement"]
+    # The seeds differ by 0.1, alike in both arms: the difference has no spread, each arm has.
+    assert lisa["difference"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
+    assert lisa["arm"]["value"] == pytest.approx(0.6) and lisa["arm"]["high"] - lisa["arm"]["low"] > 0.3
+    assert rows["recipe", "start", "all"]["total_noise"]["difference"]["value"] == pytest.approx(0)
+    features.main()
+    assert len(asked) == 20, "an analysis that is there is not made again"
+    text = page.features_section(page.results("features", file.parent))
+    assert "| tiny-sd | edges | lisa / plain | down.5 | 0.600 / 0.500<br>+0.100 [+0.100, +0.100] |" in text
+    assert page.features_section([]) == ""
+
+
+def test_a_failed_analysis_writes_no_rows(analysed, monkeypatch):
+    features, _, folder = analysed
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--pairs", "broken:plain"])
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        features.main()
+    assert not (folder / "results").exists()
 
 
 @pytest.mark.parametrize("start", ["default", "lsuv"])
