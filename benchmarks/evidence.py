@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -116,11 +117,11 @@ def complete(out: Path, arms: list[str], seeds: list[int], steps: int) -> bool:
     return all(read_run(place, arm, seed).done(steps) for (arm, seed), place in places.items())
 
 
-def over_start(out: Path, arms: list[str]) -> dict[str, Any]:
+def over_start(out: Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
     """Arm -> speed-ups over ``start`` (to shares of its plateau): what is owed to alignment; empty without that arm."""
     if START not in arms:
         return {}
-    rows = summarise(read_comparison([out], baseline=START, arms=arms))["arms"]
+    rows = summarise(read_comparison([out], baseline=START, arms=arms, seeds=seeds))["arms"]
     return {row["arm"]: row["speedups"] for row in rows if row["arm"] != START}
 
 
@@ -143,6 +144,17 @@ def record(
     }
 
 
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse settings that are none, and a name that files cannot have."""
+    given = dict(part.partition("=")[::2] for part in options.set)
+    if given and not options.name:
+        parser.error("--set makes another comparison: give it a --name")
+    if options.name is not None and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", options.name):
+        parser.error(f"--name is {options.name!r}: give it small letters and digits, with '-' between words")
+    if not all(given.values()) or "data.condition" in given or not given.get("train.steps", "1").isdecimal():
+        parser.error(f"--set is {options.set}: give KEY=VALUE, train.steps as a number; the condition stands before")
+
+
 def main() -> None:
     """Train what is missing, write the report and the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,8 +170,7 @@ def main() -> None:
     parser.add_argument("--commit", help="that trains or has trained, where it is not the one checked out")
     options = parser.parse_args()
 
-    if options.set and not options.name:
-        parser.error("--set makes another comparison: give it a --name")
+    check(parser, options)
     what = "-".join(part for part in (options.model, options.condition, options.name) if part)
     out = options.runs / what
     settings = settings_of(options.model, options.condition, options.set)
@@ -169,10 +180,11 @@ def main() -> None:
     trained_by = commits(out, options.commit or (checked_out() if trains else None))
     if trains:
         train(command, options.arms, seeds, options.jobs)
-    subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", "--out", str(out)], check=True)
     names = [arm.partition(":")[0] for arm in options.arms]
+    chosen = ["--arms", ",".join(names), "--seeds", str(options.seeds)]
+    subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", *chosen, "--out", str(out)], check=True)
     commit = ", ".join(trained_by) or parser.error(f"which commit has trained {out}? Give it with --commit")
-    rows = record(read_json(out / "summary.json"), over_start(out, names), command, options.jobs, commit)
+    rows = record(read_json(out / "summary.json"), over_start(out, names, seeds), command, options.jobs, commit)
     rows["name"] = options.name
     kind = "evidence" if options.seeds > 1 else "leads"
     write_json(options.results / f"{rows['date']}-{kind}-{what}-cpu.json", rows)

@@ -3,21 +3,23 @@
     python benchmarks/features.py runs/evidence/tiny-sd3-edges --jobs 2
 
 Reads the run folders ``FOLDER/<arm>/seed-<n>`` that ``benchmarks/evidence.py`` has trained, writes each one's analysis
-beside it (one that is there is not made again), and one JSON of rows under ``benchmarks/results/``, from which
-``docs/make_evidence.py`` makes a table. All arms of a seed are analysed on the same samples with the same noise, so
-differences between arms are paired by seed.
+beside it (one that is there, and no older than its run, is not made again), and one JSON of rows under
+``benchmarks/results/``, from which ``docs/make_evidence.py`` makes a table. All arms of a seed are analysed on the same
+samples with the same noise, so differences between arms are paired by seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from evidence import HERE, checked_out
@@ -34,6 +36,8 @@ FIGURES = {
     "r2_score": ("r2", "score"),
     "total_noise": ("total", "noise"),
 }
+#: What decides what is measured: the same in all analyses.
+ALIKE = ("model", "condition", "samples", "levels", "seed", "versions")
 
 
 def analysis_of(run: Path) -> Path:
@@ -42,16 +46,36 @@ def analysis_of(run: Path) -> Path:
 
 
 def analyse(runs: Sequence[Path], jobs: int) -> None:
-    """What is missing, so many at a time, each in a share of the cores; ends where one fails."""
+    """What is missing or older than its run, so many at a time, each in a share of the cores; begins no more where one
+    fails.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    failed = Event()
 
-    def one(run: Path) -> int:
-        command = [sys.executable, "-m", "lisa", "analyse", str(run)]
-        return 0 if analysis_of(run).is_file() else subprocess.run(command, env=environment).returncode
+    def one(run: Path) -> None:
+        done, summary = analysis_of(run), run / "summary.json"
+        if failed.is_set() or (done.is_file() and done.stat().st_mtime >= summary.stat().st_mtime):
+            return
+        command = [sys.executable, "-m", "lisa", "analyse", str(run), "--overwrite"]
+        if subprocess.run(command, env=environment).returncode:
+            failed.set()
 
     with ThreadPoolExecutor(jobs) as pool:
-        if any(pool.map(one, runs)):
-            sys.exit("an analysis failed or was stopped; the same command goes on from there")
+        list(pool.map(one, runs))
+    if failed.is_set():
+        sys.exit("an analysis failed or was stopped; the same command goes on from there")
+
+
+def check_alike(of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse analyses of other samples, noise or versions than the first: they cannot be paired."""
+    first, *others = [each for analyses in of.values() for each in analyses]
+    for other in others:
+        for name in ALIKE:
+            if other[name] != first[name]:
+                sys.exit(
+                    f"{other['run']}: {name} is {other[name]!r} in its analysis and {first[name]!r} in that of "
+                    f"{first['run']}; delete {analysis_of(Path(other['run'])).parent} to have it made again"
+                )
 
 
 def figures(analysis: Mapping[str, Any], layer: str) -> dict[str, float]:
@@ -88,11 +112,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
+    if not all(re.fullmatch("[^:]+:[^:]+", pair) for pair in options.pairs):
+        parser.error(f"--pairs is {options.pairs}: give ARM:AGAINST")
 
     arms = list(dict.fromkeys(arm for pair in options.pairs for arm in pair.split(":")))
+    missing = [arm for arm in arms if not (options.folder / arm / "seed-0" / "summary.json").is_file()]
+    if missing:
+        parser.error(f"there are no finished runs of {', '.join(missing)} in {options.folder}")
     runs = {arm: [options.folder / arm / f"seed-{seed}" for seed in range(options.seeds)] for arm in arms}
     analyse([run for seed in range(options.seeds) for arm in arms for run in [runs[arm][seed]]], options.jobs)
     of = {arm: [read_json(analysis_of(run)) for run in each] for arm, each in runs.items()}
+    check_alike(of)
     some = of[arms[0]][0]
     aligned = next((layer for each in of.values() for layer in each[0]["aligned"]["run"]), None)
     layers = [*([] if aligned is None else [aligned]), "all"]
@@ -100,13 +130,14 @@ def main() -> None:
         "what": "what side features encode (lisa analyse); 95% t-intervals over training seeds, differences paired",
         "date": date.today().isoformat(),
         **{name: some[name] for name in ("model", "condition", "samples", "levels", "definitions", "versions")},
+        "name": options.folder.name.removeprefix(f"{some['model']}-{some['condition']}").removeprefix("-") or None,
         "seeds": list(range(options.seeds)),
-        "command": f"python benchmarks/features.py {options.folder} --pairs {' '.join(options.pairs)}",
+        "command": f"python benchmarks/features.py {options.folder} --pairs {' '.join(options.pairs)} "
+        f"--seeds {options.seeds}",
         "commit": checked_out(),
         "rows": [row(of, pair, layer) for pair in options.pairs for layer in layers],
     }
-    name = f"{result['date']}-features-{some['model']}-{some['condition']}-cpu.json"
-    write_json(options.results / name, result)
+    write_json(options.results / f"{result['date']}-features-{options.folder.name}-cpu.json", result)
 
 
 if __name__ == "__main__":

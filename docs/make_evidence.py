@@ -20,7 +20,7 @@ ORDER = ("edges", "segmentation", "skeleton", "lowres")
 def results(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The newest result of every model, condition and name, in the order of the page."""
     newest: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for file in sorted(folder.glob(f"*-{kind}-*.json")):  # a name begins with its date
+    for file in sorted(folder.glob(f"????-??-??-{kind}-*.json")):  # a name begins with its date
         found = {"file": file.name, **json.loads(file.read_text(encoding="utf-8"))}
         newest[found["model"], found["condition"], found.get("name") or ""] = found
     order = sorted(newest, key=lambda key: (key[0], ORDER.index(key[1]), key[2]))
@@ -84,7 +84,8 @@ def features(of: dict[str, Any]) -> list[str]:
             cell((f"{each[name]['arm']['value']:.3f} / {each[name]['against']['value']:.3f}", signed(each[name])))
             for name in names
         ]
-        where = (of["model"], of["condition"], f"{each['arm']} / {each['against']}", each["layer"], *cells)
+        condition = ", ".join(part for part in (of["condition"], of.get("name")) if part)
+        where = (of["model"], condition, f"{each['arm']} / {each['against']}", each["layer"], *cells)
         lines.append(f"| {' | '.join(where)} |")
     return lines
 

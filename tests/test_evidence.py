@@ -58,7 +58,9 @@ def trained(evidence, tmp_path, monkeypatch):
 
     def run(command, **options):
         if command[2:5] == ["lisa", "compare", "--report"]:
-            write_report([out], out)
+            told = dict(zip(command[5::2], command[6::2], strict=True))
+            place, arms = Path(told["--out"]), told["--arms"].split(",")
+            write_report([place], place, arms=arms, seeds=range(int(told["--seeds"])))
         elif command[0] == "git":
             return type("Done", (), {"stdout": "abc1234\n" if "rev-parse" in command else " M src/lisa/x.py\n"})
         asked.append(command)
@@ -161,9 +163,17 @@ def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_
     usual = sys.argv
     other = [*usual, "--set", "train.learning_rate=3e-4", "train.steps=1000"]
     monkeypatch.setattr(sys, "argv", other)
-    with pytest.raises(SystemExit):
-        evidence.main()
-    assert "give it a --name" in capsys.readouterr().err
+    for wrong, message in (
+        ([], "give it a --name"),
+        (["--name", "Low rate"], "small letters and digits"),
+        (["--name", "x", "--set", "train.learning_rate"], "give KEY=VALUE"),
+        (["--name", "x", "--set", "train.steps=many"], "train.steps as a number"),
+        (["--name", "x", "--set", "data.condition=lowres"], "the condition stands before"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*other, *wrong])
+        with pytest.raises(SystemExit):
+            evidence.main()
+        assert message in capsys.readouterr().err
     shutil.copytree(tmp_path / "runs" / "tiny-sd-skeleton", tmp_path / "runs" / "tiny-sd-skeleton-low-rate")
     for seeds in ("5", "1"):
         monkeypatch.setattr(sys, "argv", [*other, "--name", "low-rate", "--seeds", seeds])
@@ -174,6 +184,9 @@ def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_
         "evidence-tiny-sd-skeleton-low-rate-cpu.json",
         "leads-tiny-sd-skeleton-low-rate-cpu.json",
     }
+    leads = json.loads(by_kind["leads"].read_text("utf-8"))["rows"]
+    assert [row["seeds"] for row in leads] == [[0], [0], [0]]
+    assert leads[1]["over_start"]["steps"]["0.95"]["seeds"] == [0]
     both = page.results("evidence", file.parent)
     assert [each["file"] for each in both] == [file.name, by_kind["evidence"].name]
     text = page.section(both[1])
@@ -183,71 +196,102 @@ def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_
 
 @pytest.fixture
 def analysed(evidence, tmp_path, monkeypatch):
-    """Analyses whose figures are known: of arm and seed; `lisa analyse` is asked for what is missing."""
+    """Analyses whose figures are known, every one another; `lisa analyse` is asked for what is missing."""
     import features
 
-    levels = {"plain": 0.3, "lisa": 0.4, "start": 0.5, "recipe": 0.5}
+    runs, asked = tmp_path / "runs" / "tiny-sd-edges", []
+    for arm in ("plain", "lisa", "start", "recipe"):
+        for seed in range(5):
+            (runs / arm / f"seed-{seed}").mkdir(parents=True)
+            (runs / arm / f"seed-{seed}" / "summary.json").write_text("{}")
 
-    def write(run):
-        seed = int(run.name.removeprefix("seed-"))
-        value = {"value": levels[run.parent.name] + 0.1 * seed, "low": 0, "high": 1}
-        figures = {"disentanglement": value, "r2": {"condition": value, "score": value}, "total": {"noise": value}}
-        aligned = run.parent.name in ("lisa", "recipe")
+    def told(base, run):
+        """The seeds differ by 0.1, alike in all arms; the arms by 0.01, 0.02 and 0.04."""
+        base += 0.1 * int(run.name[-1]) + {"plain": 0, "lisa": 0.01, "start": 0.02, "recipe": 0.06}[run.parent.name]
+        value = [{"value": base + part, "low": 0, "high": 1} for part in (0, 0.001, 0.002, 0.003)]
+        r2 = {"noise": None, "condition": value[1], "caption": None, "score": value[2]}
+        return {"disentanglement": value[0], "first": {}, "total": {"noise": value[3]}, "r2": r2}
+
+    def run(command, env):
+        assert command[1:4] == ["-m", "lisa", "analyse"] and command[5:] == ["--overwrite"]
+        assert int(env["OMP_NUM_THREADS"]) >= 1
+        asked.append(place := Path(command[4]))
+        if (place / "broken").exists():
+            return type("Done", (), {"returncode": 2})
         found = {
+            "run": str(place),
             "model": "tiny-sd",
             "condition": "edges",
             "samples": 64,
-            "levels": [167, 500, 833],
+            "levels": [500],
+            "seed": 0,
             "definitions": {},
-            "versions": {},
-            "aligned": {"run": ["down.5"] if aligned else []},
-            "by_layer": [{"layer": "down.4", "run": {}}, {"layer": "down.5", "run": figures}],
-            "overall": {"run": figures},
+            "versions": {"lisa": "0"},
+            "aligned": {"run": ["down.5"] if place.parent.name in ("lisa", "recipe") else []},
+            "by_layer": [{"layer": "down.4", "run": told(9, place)}, {"layer": "down.5", "run": told(0.3, place)}],
+            "overall": {"run": told(0.1, place)},
         }
-        features.analysis_of(run).parent.mkdir(parents=True)
-        features.analysis_of(run).write_text(json.dumps(found), "utf-8")
-
-    asked = []
-
-    def run(command, env):
-        assert command[1:4] == ["-m", "lisa", "analyse"] and int(env["OMP_NUM_THREADS"]) >= 1
-        asked.append(Path(command[4]))
-        broken = asked[-1].parent.name == "broken"
-        return type("Done", (), {"returncode": 1 if broken else write(asked[-1]) or 0})
+        features.analysis_of(place).parent.mkdir(exist_ok=True)
+        features.analysis_of(place).write_text(json.dumps(found), "utf-8")
+        return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(features.subprocess, "run", run)
     monkeypatch.setattr(features, "checked_out", lambda: "abc1234")
-    monkeypatch.setattr(sys, "argv", ["features.py", str(tmp_path / "runs"), "--results", str(tmp_path / "results")])
-    return features, asked, tmp_path
+    monkeypatch.setattr(sys, "argv", ["features.py", str(runs), "--results", str(tmp_path / "results")])
+    return features, asked, runs
 
 
 def test_features_are_told_with_intervals_over_seeds(analysed, page):
-    features, asked, folder = analysed
+    features, asked, runs = analysed
     features.main()
     assert len(asked) == len(set(asked)) == 20
-    (file,) = (folder / "results").iterdir()
+    (file,) = (runs.parents[1] / "results").iterdir()
     found = json.loads(file.read_text("utf-8"))
-    assert file.name.endswith("-features-tiny-sd-edges-cpu.json") and found["seeds"] == [0, 1, 2, 3, 4]
+    assert file.name.endswith("-features-tiny-sd-edges-cpu.json") and found["name"] is None
+    assert found["seeds"] == [0, 1, 2, 3, 4] and found["command"].endswith("recipe:start --seeds 5")
     rows = {(row["arm"], row["against"], row["layer"]): row for row in found["rows"]}
     assert list(rows) == [(*pair.split(":"), layer) for pair in features.PAIRS for layer in ("down.5", "all")]
-    lisa = rows["lisa", "plain", "down.5"]["disentanglement"]
-    # The seeds differ by 0.1, alike in both arms: the difference has no spread, each arm has.
-    assert lisa["difference"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
-    assert lisa["arm"]["value"] == pytest.approx(0.6) and lisa["arm"]["high"] - lisa["arm"]["low"] > 0.3
-    assert rows["recipe", "start", "all"]["total_noise"]["difference"]["value"] == pytest.approx(0)
-    features.main()
-    assert len(asked) == 20, "an analysis that is there is not made again"
+    lisa = rows["lisa", "plain", "down.5"]
+    for place, name in enumerate(("disentanglement", "r2_condition", "r2_score", "total_noise")):
+        # Between seeds the difference has no spread, each arm has.
+        assert lisa[name]["difference"] == pytest.approx({"value": 0.01, "low": 0.01, "high": 0.01})
+        assert lisa[name]["against"]["value"] == pytest.approx(0.5 + 0.001 * place)
+        assert lisa[name]["arm"]["high"] - lisa[name]["arm"]["low"] > 0.3
+    assert rows["recipe", "start", "all"]["r2_score"]["difference"]["value"] == pytest.approx(0.04)
     text = page.features_section(page.results("features", file.parent))
-    assert "| tiny-sd | edges | lisa / plain | down.5 | 0.600 / 0.500<br>+0.100 [+0.100, +0.100] |" in text
+    cells = [f"{0.31 + part:.3f} / {0.3 + part:.3f}<br>+0.010 [+0.010, +0.010]" for part in (0, 0.001, 0.002, 0.003)]
+    assert f"| tiny-sd | edges | lisa / plain | all | {' | '.join(cells)} |" in text
     assert page.features_section([]) == ""
 
 
-def test_a_failed_analysis_writes_no_rows(analysed, monkeypatch):
-    features, _, folder = analysed
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--pairs", "broken:plain"])
+def test_an_analysis_is_made_again_only_where_its_run_went_on(analysed, monkeypatch):
+    features, asked, runs = analysed
+    features.main()
+    (runs / "lisa" / "seed-3" / "summary.json").touch()
+    features.main()
+    assert asked[20:] == [runs / "lisa" / "seed-3"]
+    other = features.analysis_of(runs / "start" / "seed-1")
+    other.write_text(other.read_text("utf-8").replace('"samples": 64', '"samples": 16'), "utf-8")
+    with pytest.raises(SystemExit, match="samples is 16 in its analysis and 64"):
+        features.main()
+
+
+def test_an_analysis_that_fails_is_the_last_and_no_rows_are_written(analysed):
+    features, asked, runs = analysed
+    (runs / "lisa" / "seed-0" / "broken").touch()
     with pytest.raises(SystemExit, match="the same command goes on"):
         features.main()
-    assert not (folder / "results").exists()
+    assert asked[-1] == runs / "lisa" / "seed-0" and len(asked) < 5 and not (runs.parents[1] / "results").exists()
+
+
+def test_pairs_are_checked_before_anything_is_analysed(analysed, monkeypatch, capsys):
+    features, asked, _ = analysed
+    usual = sys.argv
+    for pairs, message in ((["lisa"], "give ARM:AGAINST"), (["lisa:plian"], "no finished runs of plian")):
+        monkeypatch.setattr(sys, "argv", [*usual, "--pairs", *pairs])
+        with pytest.raises(SystemExit):
+            features.main()
+        assert message in capsys.readouterr().err and asked == []
 
 
 @pytest.mark.parametrize("start", ["default", "lsuv"])

@@ -56,23 +56,30 @@ def test_arms_written_out():
     assert fewer.resolved(lambda: pytest.fail("asked for layers"))[-1] == "align.layer=mid"
 
 
+def test_names_of_arms_for_a_report():
+    """Of folders, of known arms, and of those written out, which may be planned."""
+    folders = ["recipe", "align.weight=1", "_by hand", "lr=1 (old)"]
+    assert arm_names(["recipe,lisa", "plain,recipe"], folders) == ["recipe", "lisa", "plain"]
+    assert arm_names(["planned:preset=sooner;align.layer=[a, b]", "align.layer=[a, b],_by hand"], folders) == [
+        "planned",
+        "align.layer=a_b",
+        "_by hand",
+    ]
+    assert arm_names(["align.weight=1,lr=1 (old)"], folders) == ["align.weight=1", "lr=1 (old)"]
+
+
 @pytest.mark.parametrize(
-    ("text", "names"),
+    ("text", "message"),
     [
-        (["recipe,plain"], ["recipe", "plain"]),
-        (["recipe:preset=sooner", "x,recipe"], ["recipe", "x"]),
-        (["align.layer=[a, b],y"], ["align.layer=a_b", "y"]),
+        ("recpie", "unknown arm 'recpie' .did you mean 'recipe'"),
+        ("../x", r"unknown arm '../x'.*Choices: recipe, plain"),
+        ("../x:lisa", "cannot be called '../x'"),
+        (" , ", "no arm was named.*Choices: recipe, plain"),
     ],
 )
-def test_names_of_arms_that_need_not_be_known(text, names):
-    assert arm_names(text) == names
-    assert arm_names([text[0]])[0] == names[0]
-
-
-def test_names_that_no_folder_can_have():
-    for text, message in (("../x", "cannot be called"), (" , ", "no arm was named")):
-        with pytest.raises(LisaError, match=message):
-            arm_names([text])
+def test_names_that_no_report_can_have(text, message):
+    with pytest.raises(LisaError, match=message):
+        arm_names([text], ["recipe"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_readers
-from lisa.build.evaluation import Judging, evaluate
+from lisa.build.evaluation import Judging, _is_lossy, evaluate
 from lisa.cli.app import app
 from lisa.common.errors import LisaError
 from lisa.common.files import write_json
@@ -158,7 +158,16 @@ def test_jpeg_is_judged_and_said(folders):
         Image.open(made / f"{i}.png").save(made / f"{i}.jpg")
         (made / f"{i}.png").unlink()
     result = evaluate(made, data=str(data), condition="canny")
-    assert "2 pictures are JPEG, whose losses are judged with them: save PNG" in result["notes"]
+    assert "JPEG pictures (2 of 3) are judged with their losses: save PNG" in result["notes"]
+
+
+def test_jpeg_frames_are_said(tmp_path):
+    for suffix in (".png", ".jpg"):
+        for frame in range(2):
+            (tmp_path / suffix / "clip").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / suffix / "clip" / f"{frame}{suffix}")
+    assert [_is_lossy(tmp_path / suffix / "clip") for suffix in (".png", ".jpg")] == [False, True]
+    assert _is_lossy(tmp_path / "a.jpeg") and not _is_lossy(tmp_path / "a.mp4")
 
 
 def test_own_protocols_take_metrics_and_refuse_what_they_do_not_use(folders, tmp_path):

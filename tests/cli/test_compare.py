@@ -62,8 +62,8 @@ def test_the_page_defines_the_levels():
 
 
 def test_a_table_that_fits_the_terminal_and_pure_json(made_up):
-    done = invoke("config.yaml", "--seeds", "2", "--arms", "plain,lisa-normalised", "--arms", "hot:align.weight=5")
-    assert made_up == [(arm, seed) for seed in (0, 1) for arm in ("plain", "lisa-normalised", "hot")]
+    done = invoke("config.yaml", "--seeds", "3", "--arms", "plain,lisa-normalised", "--arms", "hot:align.weight=5")
+    assert made_up == [(arm, seed) for seed in (0, 1, 2) for arm in ("plain", "lisa-normalised", "hot")]
     assert max(map(len, done.stdout.splitlines())) <= 80
     speed = json.loads(Path("runs/compare/summary.json").read_text())["arms"][1]["speedup"]
     assert 1.9 < speed["value"] < 2.1
@@ -71,9 +71,9 @@ def test_a_table_that_fits_the_terminal_and_pure_json(made_up):
     for text in ("lisa-normalised", cell, "Sooner at 95%", "note: Few seeds can be paired", "runs/compare/report.html"):
         assert text in done.stdout
     again = invoke(
-        "config.yaml", "--seeds", "2", "--arms", "plain,lisa-normalised", "--arms", "hot:align.weight=5", "--json"
+        "config.yaml", "--seeds", "3", "--arms", "plain,lisa-normalised", "--arms", "hot:align.weight=5", "--json"
     )
-    assert len(made_up) == 6 and "all 6 runs are there" in again.stderr
+    assert len(made_up) == 9 and "all 9 runs are there" in again.stderr
     assert json.loads(again.stdout) == json.loads(Path("runs/compare/summary.json").read_text())
 
 
@@ -127,7 +127,8 @@ def test_a_report_is_of_arms_as_their_folders_are_called(tmp_path):
         (["config.yaml", "train.stps=3"], "did you mean 'steps'"),
         (["--report"], "there is no folder 'runs/compare'"),
         (["runs/a", "--report", "--only", "plain"], "--report trains nothing"),
-        (["runs/a", "--report", "--arms", "../x"], "cannot be called '../x'"),
+        (["runs/a", "--report", "--arms", "lsia"], "unknown arm 'lsia' .did you mean 'lisa'"),
+        (["config.yaml", "--arms", ","], "no arm was named. Choices: plain, lisa"),
     ],
 )
 def test_mistakes_are_one_message_and_nothing_is_trained(made_up, arguments, message):

@@ -13,6 +13,11 @@ from lisa.compare.runs import read_run
 from made_runs import make_run, saturating
 
 CURVE = saturating(100)
+#: Complete but for one metric.
+METRIC = (
+    '{"steps": 1000, "fidelities": {"edges": {"metric": "m", "unit": "", "protocol": "p", "samples": 1, '
+    '"with": {"value": 1}, "without": {"value": 0}, "metrics": {"psnr": METRIC}}}}'
+)
 
 
 def test_a_run_as_its_folder_tells_it(tmp_path):
@@ -164,17 +169,33 @@ def test_what_cannot_be_read_is_one_message(tmp_path):
     [
         ("events.jsonl", '{"step": null, "kind": "held_out"}', "TypeError"),
         ("events.jsonl", '{"step": 1, "kind": "train", "seconds": "many"}', "ValueError"),
-        ("config.yaml", "seed: 0\ntrain: {steps: many}", "many"),
+        ("config.yaml", "seed: 0\ndata: {condition: edges}\ntrain: {steps: many}", "many"),
+        ("config.yaml", "seed: 0\ndata: {condition: null}", "data.condition"),
+        ("events.jsonl", '{"step": Infinity, "kind": "held_out"}', "OverflowError"),
+        ("events.jsonl", "[" * 100_000, "RecursionError"),
         ("summary.json", '{"steps": 1000, "fidelities": {"edges": {"metric": "edge_f1", "with": {}}}}', "without"),
-        ("summary.json", '{"steps": 1000, "fidelities": ["edges"]}', "AttributeError"),
+        ("summary.json", '{"steps": 1000, "fidelities": ["edges"]}', "fidelities in summary.json is"),
+        ("summary.json", '{"steps": 1000, "control_gain": 0.3}', "control_gain in summary.json is 0.3"),
+        ("summary.json", '{"steps": 1000, "versions": "0.1"}', "versions in summary.json"),
+        ("summary.json", '{"steps": 1000, "notes": 5}', "notes in summary.json"),
+        ("summary.json", METRIC.replace("METRIC", '{"with": {"value": 1}, "unit": ""}'), "psnr of edges"),
+        ("summary.json", METRIC.replace("METRIC", "1"), "TypeError"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path, file, text, message):
     path = make_run(tmp_path, "lisa", 0, CURVE)
     (path / file).write_text(text + "\n")
-    with pytest.raises(LisaError, match="is damaged") as raised:
+    with pytest.raises(LisaError, match=r"is damaged|tells no") as raised:
         read_comparison([tmp_path])
     assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_a_summary_that_is_not_used_is_not_judged(tmp_path):
+    """Of a run that is to go on: what its checkpoint needs is elsewhere."""
+    path = make_run(tmp_path, "lisa", 0, CURVE)
+    (path / "summary.json").write_text('{"steps": 500, "fidelities": {"edges": {}}}')
+    run = read_run(path, "lisa", 0)
+    assert (run.state, run.summary) == ("unfinished", {})
 
 
 def test_a_baseline_that_is_no_arm_is_named(tmp_path):
@@ -182,6 +203,9 @@ def test_a_baseline_that_is_no_arm_is_named(tmp_path):
     make_run(tmp_path, "lisa", 0, CURVE)
     make_run(tmp_path, "recipe", 0, CURVE)
     assert read_comparison([tmp_path]).of("plain") == {}
+    assert read_comparison([tmp_path], arms=["lisa", "plain"]).of("plain") == {}
+    with pytest.raises(LisaError, match=r"unknown baseline 'plain'. Choices: lisa, recipe"):
+        read_comparison([tmp_path], arms=["lisa", "recipe"])
     for arms in (None, ["lisa", "recipe"]):
         with pytest.raises(LisaError, match=r"unknown baseline 'recpie' .did you mean 'recipe'"):
             read_comparison([tmp_path], baseline="recpie", arms=arms)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lisa.common.errors import LisaError, nearest
+from lisa.common.errors import LisaError, choose, nearest
 from lisa.compare.aligned import shared_by_arms
 from lisa.train.presets import settings_of
 from lisa.train.settings import flat, split_override
@@ -95,16 +95,26 @@ def parse_arms(texts: Sequence[str]) -> list[Arm]:
     return arms
 
 
-def arm_names(texts: Sequence[str]) -> list[str]:
-    """The names alone, of arms that need not be known here: those of folders, or as :func:`parse_arms` has them.
+def arm_names(texts: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """The names alone, in order, for a report: of folders that there are, or as :func:`parse_arms` has them.
+
+    Args:
+        texts: as for :func:`parse_arms`; of an arm that has a folder its name is enough.
+        folders: names of arms that there are runs of.
 
     Raises:
-        LisaError: a name is not fit for a folder, or there is none.
+        LisaError: a name is of no folder and no known arm (one that is written out may be planned), or there is none.
     """
+    known = list(dict.fromkeys([*folders, *ARMS]))
     parts = [text.strip() for item in texts for text in _split(item) if text.strip()]
     if not parts:
-        raise LisaError("no arm was named", "Name some with --arms, as their folders are called")
-    return list(dict.fromkeys(_named_part(text)[0] for text in parts))
+        raise LisaError("no arm was named", "Name some with --arms", known)
+    written_out = re.compile("[:;=]")
+    names = [
+        _named_part(text)[0] if written_out.search(text) and text not in folders else choose("arm", text, known)
+        for text in parts
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _split(item: str) -> list[str]:

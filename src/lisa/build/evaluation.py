@@ -108,14 +108,21 @@ def evaluate(
     check_sets(sets, samples)
     check_drawn_apart(sets, [str(folder) for folder in folders])
     result = {**judge(sets, samples, transform, settings), "sets": len(sets)}
-    lossy = sum(file.suffix in _LOSSY for made in sets for file in made.files)
+    files = [file for made in sets for file in made.files]
+    lossy = sum(_is_lossy(file) for file in files)
     if lossy:
-        result["notes"].append(f"{lossy} pictures are JPEG, whose losses are judged with them: save PNG")
+        what = "clips" if is_clip(samples[0]) else "pictures"
+        result["notes"].append(f"JPEG {what} ({lossy} of {len(files)}) are judged with their losses: save PNG")
     if data in DRAWN:
         at = "" if samples[0].rate is None else f" at {samples[0].rate:g} frames per second"
         there = f"judged are the {len(source)} scenes{at} that there are files of"
         result["notes"].append(f"{there}; --run tells which ought to be")
     return result
+
+
+def _is_lossy(file: Path) -> bool:
+    """Whether a picture, or a frame of a folder of them, is JPEG."""
+    return any(picture.suffix in _LOSSY for picture in (frame_files(file) if file.is_dir() else [file]))
 
 
 class _Judge:

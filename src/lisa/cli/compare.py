@@ -24,7 +24,8 @@ def compare(
         typer.Option(
             "--arms",
             help="plain, lisa, lisa-normalised, lisa-min-snr, shuffled, multi-layer, early-stop, or "
-            "'NAME:lisa;align.weight=1'; several between commas, or repeat it. Default: plain,lisa.",
+            "'NAME:lisa;align.weight=1'; several between commas, or repeat it. Default: plain,lisa. "
+            "With --report the names of their folders are enough.",
             show_default=False,
         ),
     ] = None,
@@ -58,12 +59,14 @@ def compare(
 
     if report and only is not None:
         raise LisaError("--only says what is trained, and --report trains nothing", "Use --arms and --seeds")
-    names = arm_names(arms) if arms else None
+    names: list[str] | None = None
     numbers = parse_seeds(seeds) if seeds is not None else None
     finished = True
     if report:
         folders = [*([] if config is None else [config]), *(overrides or [])] or [str(out or "runs/compare")]
         target = out or Path(folders[0])
+        there = sorted({run.parent.name for folder in folders for run in Path(folder).glob("*/seed-*")})
+        names = arm_names(arms, there) if arms else None
     else:
         target = out or Path("runs/compare")
         folders = [str(target)]

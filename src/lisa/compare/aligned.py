@@ -110,7 +110,7 @@ def read_comparison(
                 runs[run.arm, run.seed] = run
     names = sorted({arm for arm, _ in runs}) if arms is None else list(dict.fromkeys(arms))
     numbers = sorted({seed for _, seed in runs}) if seeds is None else sorted(set(seeds))
-    if names and baseline != BASELINE:  # which may be trained later, or elsewhere
+    if names and (arms is not None or baseline != BASELINE):  # plain may be trained later, or elsewhere
         choose("baseline", baseline, names)
     ordered = tuple(sorted(names, key=lambda name: name != baseline))
     chosen = {(arm, seed): run for arm in ordered for seed in numbers if (run := runs.get((arm, seed))) is not None}

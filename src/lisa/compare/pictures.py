@@ -105,7 +105,7 @@ def _open(grid: Grid) -> list[Any]:
                 picture.info["duration"] = frame.info.get("duration", 0)
                 pictures.append(picture)
             return pictures
-    except (OSError, SyntaxError, ValueError):  # cut short; broken PNG; none of these
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # cut short, or sizes that are none
         raise _Damaged(grid.path) from None
 
 

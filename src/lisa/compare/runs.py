@@ -87,7 +87,7 @@ def read_run(path: Path, arm: str, seed: int) -> Run:
     """
     try:
         return _read(RunFolder(path), arm, seed)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise LisaError(
             f"what is written in {str(path)!r} is damaged ({type(error).__name__}: {error})",
             "Leave the run out, or train it again in an empty folder",
@@ -100,8 +100,10 @@ def _read(folder: RunFolder, arm: str, seed: int) -> Run:
     if settings.get("seed") != seed:
         raise LisaError(f"{str(path)!r} was trained with seed {settings.get('seed')}", "Name the folder after its seed")
     events = list(folder.read_events())
-    summary = _checked(read_json(folder.summary)) if folder.summary.is_file() else {}
+    summary = read_json(folder.summary) if folder.summary.is_file() else {}
     state = _state(settings, summary, events)
+    if state == "finished":
+        _check_summary(summary)
     readings = [event for event in events if event["kind"] == "held_out"]
     return Run(
         arm=arm,
@@ -129,19 +131,36 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise LisaError(f"{str(path)!r} is not the configuration of a run", "See lisa train")
     settings = flat(raw)
+    if not isinstance(settings.get("data.condition"), str | list):
+        raise LisaError(f"{str(path)!r} tells no data.condition", "Runs of lisa train have one")
     if "train.steps" in settings:
         settings["train.steps"] = int(settings["train.steps"])
     return settings
 
 
-def _checked(summary: dict[str, Any]) -> dict[str, Any]:
-    """As the report reads it: what a fidelity has to tell is there."""
+def _check_summary(summary: Mapping[str, Any]) -> None:
+    """What the report reads of a finished run is there, and what it should be.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: something is of another kind.
+    """
+    kinds = {"control_gain": dict, "condition_gap": dict, "fidelities": dict, "versions": dict, "notes": list}
+    for name, kind in kinds.items():
+        if not isinstance(summary.get(name) or kind(), kind):
+            raise TypeError(f"{name} in summary.json is {summary[name]!r}")
     for name, fidelity in (summary.get("fidelities") or {}).items():
-        missing = {"metric", "unit", "protocol", "samples", "with", "without"} - fidelity.keys()
-        missing |= {f"{side}.value" for side in ("with", "without") if "value" not in fidelity.get(side, {})}
-        if missing:
-            raise KeyError(f"summary.json, fidelity to {name}: {', '.join(sorted(missing))}")
-    return summary
+        _need(f"fidelity to {name}", fidelity, "metric", "unit", "protocol", "samples")
+        for metric, figure in (fidelity.get("metrics") or {}).items():
+            _need(f"{metric} of {name}", figure, "unit", "higher_is_better")
+
+
+def _need(what: str, figure: Mapping[str, Any], *names: str) -> None:
+    """A figure with and without the side network, and what else is said of it."""
+    missing = [name for name in names if name not in figure]
+    missing += [f"{side}.value" for side in ("with", "without") if "value" not in figure.get(side, {})]
+    if missing:
+        raise KeyError(f"{what} in summary.json lacks {', '.join(missing)}")
 
 
 def _state(settings: Mapping[str, Any], summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> State:

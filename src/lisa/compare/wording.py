@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 #: What is shown large, and what stands small beneath it.
 Cell = tuple[str, str]
 NOTHING: Cell = ("-", "")
-#: Seeds from which an interval is shown: that of two is wider than any picture.
+#: Seeds from which the interval of a speed-up is shown and concluded from: that of two is wider than any picture.
 INTERVAL_FROM = 3
 
 
@@ -43,7 +43,7 @@ def speed(value: Mapping[str, Any] | None, baseline: str) -> Cell:
     if value["bound"] == "unknown":
         return "?", f"never in {ours} of {count} seeds, {baseline} in {theirs}"
     if 1 < count < INTERVAL_FROM:
-        return interval(value, 2)[0], f"{count} seeds, no interval"
+        return interval(value, 2)[0], f"{count} seeds: no interval"
     return interval(value, 2)
 
 
@@ -140,7 +140,8 @@ def _sooner(in_steps: Mapping[str, Any], in_time: Mapping[str, Any], goal: str) 
     """By both intervals: what is sooner in steps can be later in training time, since alignment has its passes."""
     steps, time = _side_of_one(in_steps), _side_of_one(in_time)
     if steps is None:
-        return f"One seed tells no interval. To {goal}"
+        count = len(in_steps["seeds"])
+        return f"{'One seed tells' if count == 1 else f'{count} seeds tell'} no interval. To {goal}"
     untold = "no difference that these seeds can tell"
     if time in (steps, None):
         return f"{steps} at {goal}" if steps else f"No difference at {goal} that these seeds can tell"
@@ -150,9 +151,9 @@ def _sooner(in_steps: Mapping[str, Any], in_time: Mapping[str, Any], goal: str) 
 
 
 def _side_of_one(value: Mapping[str, Any]) -> str | None:
-    """On which side of 1 the interval of a speed-up lies; empty: on both; None: there is none."""
+    """On which side of 1 the interval of a speed-up lies; empty: on both; None: there is none, or of few seeds."""
     low, high = value["low"], value["high"]
-    if low is None or high is None:
+    if low is None or high is None or len(value["seeds"]) < INTERVAL_FROM:
         return None
     return "Sooner" if low > 1 else "Later" if high < 1 else ""
 
@@ -165,4 +166,5 @@ def _differs(value: Mapping[str, Any]) -> str:
 
 
 def _plainly(cell: Cell) -> str:
-    return " ".join(part for part in cell if part)
+    value, beneath = cell
+    return f"{value} {beneath}" if beneath.startswith("[") else f"{value} ({beneath})" if beneath else value
