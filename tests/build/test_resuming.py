@@ -202,6 +202,17 @@ def test_resuming_that_fails_loses_nothing(finished_run, sd_small, tmp_path):
     assert after == before, "neither config.yaml nor events"
 
 
+def test_what_was_given_up_is_not_returned_to(finished_run, sd_small, tmp_path, monkeypatch):
+    """Resumed from an earlier step and killed before the next checkpoint: "latest" is where it was resumed from."""
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(ControlStep, "inputs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(out, sd_small, train__steps=3, train__learning_rate=5e-4, resume="2")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+
+
 def test_starting_anew_where_there_was_no_checkpoint_yet(sd_small, tmp_path, monkeypatch):
     """Killed before its first checkpoint: resume=latest starts anew, and the earlier events do not count."""
     out = tmp_path / "run"

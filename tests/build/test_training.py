@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
 import lisa
 import runs
-from lisa.build import condition_start
+from lisa.build import condition_start, launch
 from lisa.build.launch import track_picture
 from lisa.common.errors import LisaError
 from lisa.common.runfolder import RunFolder
@@ -209,6 +211,21 @@ def test_that_the_decoder_reads_nothing_is_noted(sd_small, tmp_path, monkeypatch
         notes = train(tmp_path / name, sd_small, **settings)["notes"]
         told = capsys.readouterr().err
         assert [noted in note and f"note: {note}" in told for note in notes] == ([True] if noted else []), name
+
+
+def test_a_polynomial_rate_with_a_warm_up_as_long_as_the_training(sd_small, tmp_path):
+    """diffusers' schedule divides by the steps that are left."""
+    summary = train(tmp_path / "run", sd_small, train__lr_schedule="polynomial", train__warmup=500)
+    assert summary["steps"] == 2 and (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_processes_wait_for_one_that_works_alone(sd_small, tmp_path, monkeypatch):
+    """The main one may fill caches for hours; between GPUs ten minutes are usual."""
+    given = []
+    monkeypatch.setattr(launch, "Accelerator", lambda **options: given.append(options) or Accelerator(**options))
+    train(tmp_path / "run", sd_small, train__steps=1)
+    (patience,) = given[0]["kwargs_handlers"]
+    assert patience.timeout >= timedelta(hours=1)
 
 
 def test_the_condition_embedding_can_start_with_what_differs(sd_small, tmp_path):

@@ -54,6 +54,27 @@ def test_the_decoder_sees_the_image_only() -> None:
     assert side.patch.weight.grad.abs().sum() > 0
 
 
+def test_gradients_are_balanced_where_the_decoder_reads() -> None:
+    """Both meet at the whole feature; the norms are those of the part that is read."""
+    torch.manual_seed(0)
+    side = MixedTokens()
+    aligner = attached(side, select=image_first, weight=0.5, balanced=True)
+    nn.init.normal_(aligner.decoders["zero"].out.weight, std=0.05)  # its gradient is within the bounds of the factor
+    target, prior = torch.randn(X.shape), torch.randn(X.shape)
+    caught = []
+    side.zero.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    for _ in range(2):  # the second step knows the norms of the first
+        caught.clear()
+        main = side(X).square().mean()
+        terms = aligner(target, prior, torch.tensor(500.0))
+        parts = [torch.autograd.grad(loss, caught[0], retain_graph=True)[0] for loss in (main, terms.loss)]
+        (main + terms.loss).backward()
+    assert float(aligner.state_dict()["balances.zero.count"]) == 2
+    size = (X.shape[-2], X.shape[-1])
+    ratio = image_first(parts[1], size).norm() / image_first(parts[0], size).norm()
+    assert float(ratio) == pytest.approx(0.5, rel=1e-3)
+
+
 def test_without_select_such_a_feature_is_refused() -> None:
     with pytest.raises(LisaError, match="15 tokens are not a latent of 4x8"):
         attached(MixedTokens())

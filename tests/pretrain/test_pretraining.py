@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from lisa.build import pretraining
+from lisa.build import pretraining, pretraining_stage
 from lisa.build.pretraining import pretrain
 from lisa.common.errors import LisaError
 from lisa.data.scenes import make_scene
@@ -71,10 +72,24 @@ def test_interrupted_equals_uninterrupted(made, tmp_path, monkeypatch):
         return real(training)
 
     monkeypatch.setattr(pretraining, "run", stop_early)
-    assert pretrain(config(tmp_path / "run")) is None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.jsonl").write_text("")  # of an earlier one, to be replaced
+    assert pretrain(config(tmp_path / "run", overwrite=True)) is None
+    kept = (tmp_path / "run" / "config.yaml").read_text()
+    assert "overwrite: false" in kept and "resume: false" in kept, "a configuration to go on with"
     monkeypatch.setattr(pretraining, "run", real)
     resumed = pretrain(config(tmp_path / "run", resume=True))
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(made).items())
+
+
+def test_all_of_it_is_on_the_cpu(tmp_path, monkeypatch):
+    """Also where there is a GPU: accelerate would move the networks there, and nobody their batches."""
+    given = []
+    monkeypatch.setattr(
+        pretraining_stage, "Accelerator", lambda **options: given.append(options) or Accelerator(**options)
+    )
+    pretrain(config(tmp_path / "run"))
+    assert len(given) >= 3 and all(options == {"cpu": True} for options in given)
 
 
 def test_a_folder_of_captioned_images(tmp_path):
@@ -103,6 +118,8 @@ def test_a_caption_is_missing(tmp_path):
 def test_sizes_and_flags_that_do_not_fit():
     with pytest.raises(LisaError, match="multiple"):
         check_settings(PretrainConfig, {"data": {"size": 40}})
+    with pytest.raises(LisaError, match="resume and overwrite exclude each other"):
+        check_settings(PretrainConfig, {"resume": True, "overwrite": True})
     with pytest.raises(LisaError, match="attention needs 3 flags"):
         check_settings(PretrainConfig, {"unet": {"attention": [True]}})
     with pytest.raises(LisaError, match="multiple of 16"):

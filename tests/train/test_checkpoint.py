@@ -73,6 +73,16 @@ def test_a_branch_that_was_given_up_does_not_outlive_the_new_one(saved):
     assert saved.names() == ["step-000010", "step-000015"]
 
 
+def test_once_resumed_from_it_no_later_one_is_found(saved):
+    """Also where the new course ends before its first checkpoint."""
+    for step in (10, 20, 30):
+        saved.save(step)
+    saved.checkpoints.give_up_after(20)
+    assert saved.names() == ["step-000010", "step-000020"]
+    saved.checkpoints.give_up_after(20)
+    assert saved.names() == ["step-000010", "step-000020"]
+
+
 def test_found_by_any_name(saved):
     first, last = saved.save(7), saved.save(12)
     for name, expected in {"latest": last, "7": first, "0012": last, "step-000007": first, str(first): first}.items():

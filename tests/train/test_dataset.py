@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import pickle
+import signal
 from itertools import islice
 from types import SimpleNamespace
 
@@ -18,6 +22,7 @@ from lisa.data.transforms import PairedTransform
 from lisa.pairs import pair_spec
 from lisa.train import caching
 from lisa.train.batches import BatchPlan
+from lisa.train.contexts import FrameContexts
 from lisa.train.dataset import EncodedData, batches, modules_hash
 
 ALL = ("latents", "text", "conditions")
@@ -132,6 +137,38 @@ def test_worker_processes_change_nothing(main, tmp_path):
     ours = first(data, 3, workers=1)
     assert_equal(ours, first(data, 3))
     assert torch.equal(torch.get_rng_state(), before), "the training's random state is its own"
+
+
+def test_a_signal_to_the_whole_group_is_left_to_the_training(main, tmp_path):
+    """The batch that it waits for must still come, or it could write no checkpoint."""
+    data = encode(main, tmp_path, ())
+    coming = batches(data, BatchPlan(len(data), 3, seed=0), 0, CPU, 1)
+    found = [next(coming)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    found += list(islice(coming, 4))
+    assert_equal(found, first(data, 5))
+    coming.close()
+    worker.join(20)
+    assert not worker.is_alive(), "it ends with its loader"
+
+
+@pytest.mark.parametrize("reads", ["captions", "frames"])
+def test_workers_that_are_not_forked_need_no_networks(main, tmp_path, reads):
+    """As Python 3.14 starts them: what they are given is pickled, which networks may not bear."""
+    data = encode(main, tmp_path, ())
+    if reads == "frames":
+        data._contexts = FrameContexts(main, data.source, data.transform, data._sample, 1, 4)
+    main.network.cannot = lambda: None
+    try:
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            pickle.dumps(main.network)
+        theirs = pickle.loads(pickle.dumps(data.read))
+    finally:
+        del main.network.cannot
+    assert theirs.__self__.main is None
+    for one, other in zip(theirs(2, 1), data.read(2, 1), strict=True):
+        assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

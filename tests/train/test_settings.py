@@ -78,6 +78,7 @@ def test_every_problem_is_in_one_message():
         (["=5"], "the override '=5' has no name before its '='"),
         (["resume=latest", "overwrite=true"], "resume and overwrite exclude each other"),
         (["align.warmup=9", "train.steps=9"], "align.warmup is 9 of 9 steps, so nothing would learn to control"),
+        (["train.lr_schedule=polynomial", "train.learning_rate=1e-7"], "falls to 1e-07; set train.learning_rate above"),
         (["align.teacher=0.5", "align.target=shuffled"], "teacher and target=shuffled exclude each other"),
         (["align.target=shuffled", "train.batch_size=1"], "align.target=shuffled needs another sample in the batch"),
         (["data.source={x"], "the overrides cannot be read"),

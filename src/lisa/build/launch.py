@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import InitProcessGroupKwargs
 
 from lisa.build.parts import DataParts
 from lisa.common.errors import LisaError
@@ -22,6 +24,9 @@ from lisa.train.config import TrainConfig
 from lisa.train.precision import attention
 from lisa.train.settings import changed_settings, save_settings
 
+#: How long processes wait for one that works alone: the main one fills caches, and judges pictures at the end. The ten
+#: minutes that are usual between GPUs would end the training there.
+_PATIENCE = timedelta(hours=12)
 _NEW_PROCESS = "Start a new Python process, or use the same train.mixed_precision as before"
 
 
@@ -73,6 +78,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             mixed_precision=precision,
             log_with=None if tracker == "none" else tracker,
             project_dir=str(config.out),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             cpu=cpu,  # unless told, accelerate takes no notice of torchrun's other processes where there is no GPU
         )
     except ValueError as error:

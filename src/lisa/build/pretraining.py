@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from lisa import zoo
 from lisa.build.pretraining_clips import Clips, frames_of, load_clips, open_clips, some_frames, train_on_clips
 from lisa.build.pretraining_data import Pictures, encode_pictures, load_pictures, open_pictures, to_uint8
-from lisa.build.pretraining_stage import make_training, save_model
+from lisa.build.pretraining_stage import make_training, on_cpu, save_model
 from lisa.common.errors import LisaError
 from lisa.common.files import atomic_dir
 from lisa.common.model_folders import first_line
@@ -42,7 +41,7 @@ def pretrain(config: PretrainConfig) -> Path | None:
     """Run or continue a pretraining; the folder of the finished model, or None if it was interrupted."""
     run_folder = RunFolder(config.out)
     run_folder.check(overwrite=config.overwrite, resume=config.resume)
-    if Accelerator().num_processes > 1:
+    if on_cpu().num_processes > 1:
         raise LisaError(
             "lisa pretrain runs in one process", "Start it without accelerate launch; models this small need no more"
         )
@@ -50,7 +49,7 @@ def pretrain(config: PretrainConfig) -> Path | None:
     clips, source = (open_clips(config), None) if video else (None, open_pictures(config))
     given = None if config.vae.init is None else _load_vae(config)
     run_folder.open(overwrite=config.overwrite, resume=config.resume)
-    save_settings(config, run_folder.config)
+    save_settings(config.model_copy(update={"resume": False, "overwrite": False}), run_folder.config)
     data = load_clips(config, clips) if clips is not None else load_pictures(config, source)
     vae = given if given is not None else _train_vae(config, run_folder, data)
     if vae is None:
@@ -120,7 +119,7 @@ def _train_stage(
         save_png(grid(both, 8), run_folder.samples / f"{label}-{step:06d}.png")
 
     step = VAEStep(vae, settings.kl_weight, settings.bf16)
-    return run(make_training(config, run_folder, Accelerator(), label, trained, step, batches, settings, 0, show))
+    return run(make_training(config, run_folder, on_cpu(), label, trained, step, batches, settings, 0, show))
 
 
 def _load_vae(config: PretrainConfig) -> Any:
@@ -164,7 +163,7 @@ def _train_denoiser(config: PretrainConfig, run_folder: RunFolder, pictures: Pic
     from diffusers.training_utils import EMAModel
 
     set_seed(config.seed + 1)
-    accelerator = Accelerator()
+    accelerator = on_cpu()
     settings = config.denoiser
     latents, size = encode_pictures(config, pictures, vae), config.data.size // config.vae.factor
     model = make_denoiser(config, pictures.captions, size)

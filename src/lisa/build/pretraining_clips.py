@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor
 
-from lisa.build.pretraining_stage import make_training, save_model
+from lisa.build.pretraining_stage import make_training, on_cpu, save_model
 from lisa.common.runfolder import RunFolder
 from lisa.core.frames import fold
 from lisa.data.cache import ArrayCache, cache_key
@@ -117,7 +116,7 @@ def train_on_clips(config: PretrainConfig, run_folder: RunFolder, clips: Clips, 
     from diffusers.training_utils import EMAModel
 
     set_seed(config.seed + 1)
-    accelerator, settings = Accelerator(), config.denoiser
+    accelerator, settings = on_cpu(), config.denoiser
     encoded = EncodedClips(config, clips, vae)
     model = SVDDenoiser(config, config.data.size // config.vae.factor)
     step = ClipStep(model, vae.requires_grad_(False), Draws(config.seed), config)

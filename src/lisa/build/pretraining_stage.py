@@ -21,6 +21,13 @@ from lisa.train.pretrain.config import PretrainConfig
 _EVERY = 50  # steps between events
 
 
+def on_cpu() -> Accelerator:
+    """For one stage. These networks are small: they, their batches and their samples stay on the CPU, also where there
+    is a GPU.
+    """
+    return Accelerator(cpu=True)
+
+
 def make_training(
     config: PretrainConfig,
     run_folder: RunFolder,

@@ -34,6 +34,7 @@ from lisa.train.config import TrainConfig
 from lisa.train.dataset import EncodedData, batches
 from lisa.train.held_out import HeldOutMeter
 from lisa.train.loop import LoopState, Training, run
+from lisa.train.resuming import as_configured
 from lisa.train.settings import check_settings, load_settings
 from lisa.train.step import ControlStep
 
@@ -78,10 +79,12 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
         begin_tracking(accelerator, config)
         built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, checkpoint is None, quiet)
         if checkpoint is not None:
-            built.checkpoints.load(checkpoint)
+            with as_configured(built.training.optimizer, built.training.scheduler, built.ema):
+                built.checkpoints.load(checkpoint)
         built.readings.restore(checkpoint)
         if accelerator.is_main_process:
             record_start(config, run_folder, data, built.training.state.step, checkpoint, quiet)
+            built.checkpoints.give_up_after(built.training.state.step)
         if not run(built.training):
             return None
         with built.final_weights():
@@ -95,6 +98,7 @@ class _Built:
     held_out: HeldOutMeter
     results: Results
     readings: FidelityReadings
+    ema: Any
     final_weights: Any
 
 
@@ -121,7 +125,8 @@ def _assemble(
     scheduler = get_scheduler(
         settings.lr_schedule,
         optimizer,
-        num_warmup_steps=min(settings.warmup, settings.steps),
+        # The polynomial one divides by the steps that are left.
+        num_warmup_steps=min(settings.warmup, settings.steps - (settings.lr_schedule == "polynomial")),
         num_training_steps=settings.steps,
     )
     options = parts.alignment_options(config, pair)
@@ -171,7 +176,7 @@ def _assemble(
             quiet,
         ),
     )
-    return _Built(training, checkpoints, held_out, results, readings, final_weights)
+    return _Built(training, checkpoints, held_out, results, readings, ema, final_weights)
 
 
 def _callbacks(

@@ -19,7 +19,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
 ) -> None:
-    """Make a small Stable Diffusion from nothing, for scenes or for a folder of captioned images."""
+    """Make a small Stable Diffusion from nothing, for scenes or for a folder of captioned images; on the CPU."""
     from lisa.cli.common import interrupted, quiet_libraries, split_arguments
     from lisa.train.pretrain.config import PretrainConfig
     from lisa.train.settings import load_settings

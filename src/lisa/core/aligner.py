@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
 from lisa.core.balance import GradientBalance
-from lisa.core.feature_tap import FeatureTap
+from lisa.core.feature_tap import FeatureTap, Through
 from lisa.core.frames import fold, fold_feature, unfold
 from lisa.core.residual import NoiseLevelWeighting, likelihood_residual, make_weighting, sample_sums, widened
 from lisa.core.terms import AlignmentTerms, idle_terms
@@ -131,7 +131,8 @@ class LikelihoodAligner(nn.Module):
             )
         if self._reads_prior and x_t is not None:
             x_t = torch.cat([widened(x_t), widened(prior)], dim=1)
-        features = {layer: tap.read((target.shape[-2], target.shape[-1])) for layer, tap in self._taps.items()}
+        size = (target.shape[-2], target.shape[-1])
+        features = {layer: tap.read(size, self._watching(layer, share)) for layer, tap in self._taps.items()}
         with torch.autocast(target.device.type, enabled=False):
             return self._terms(features, likelihood_residual(target, prior), timesteps, x_t, sample_weight, share)
 
@@ -151,10 +152,7 @@ class LikelihoodAligner(nn.Module):
         if sample_weight is not None:
             factor = factor * _per_sample(sample_weight, batch, "sample_weight").to(factor)
         scales = {layer: self._scale(layer) for layer in features}
-        decoded = {
-            layer: self._decode(layer, self._watched(layer, feature, share * scales[layer]), residual, timesteps, x_t)
-            for layer, feature in features.items()
-        }
+        decoded = {layer: self._decode(layer, feature, residual, timesteps, x_t) for layer, feature in features.items()}
         errors = {layer: sample_sums(score - residual) for layer, score in decoded.items()}
         error = torch.stack(list(errors.values())).mean(dim=0)
         energy = sample_sums(residual)
@@ -178,10 +176,12 @@ class LikelihoodAligner(nn.Module):
         """What the layer's error is multiplied with beside the weight."""
         return self._balances[self._keys[layer]].factor() if self._balances else 1.0
 
-    def _watched(self, layer: str, feature: Tensor, scale: Tensor | float) -> Tensor:
+    def _watching(self, layer: str, share: float) -> Through | None:
+        """What measures both gradients where they meet: at the whole feature, of which the decoder reads a part."""
         if not self._balances:
-            return feature
-        return self._balances[self._keys[layer]].watch(feature, self._weight * scale)
+            return None
+        scale = self._weight * share * self._scale(layer)
+        return lambda feature, part: self._balances[self._keys[layer]].watch(feature, scale, part)
 
     def _decode(self, layer: str, feature: Tensor, residual: Tensor, timesteps: Tensor, x_t: Tensor | None) -> Tensor:
         batch, frames = residual.shape[0], residual.shape[2] if residual.ndim == 5 else 1

@@ -7,6 +7,8 @@ are elsewhere (VQGAN, arXiv 2012.09841, equation 7), but from one backward pass,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,12 +39,15 @@ class GradientBalance(nn.Module):
         known = (self.main > 0) & (self.alignment > 0)
         return torch.where(known, ratio, torch.ones_like(ratio))
 
-    def watch(self, feature: Tensor, scale: Tensor | float) -> Tensor:
+    def watch(
+        self, feature: Tensor, scale: Tensor | float, part: Callable[[Tensor], Tensor] = lambda whole: whole
+    ) -> Tensor:
         """An alias of ``feature`` for the decoder; both gradients are measured in the backward pass.
 
         Args:
             feature: as the side network uses it, with its graph.
             scale: what the alignment loss is multiplied with in this step (its gradient is divided by it again).
+            part: what the decoder reads of it, where that is not all; the norms are of the gradients there.
         """
         if not (self.training and torch.is_grad_enabled() and feature.requires_grad):
             return feature
@@ -54,7 +59,7 @@ class GradientBalance(nn.Module):
             # Everything that used the feature has been added up by now, the decoder's part included.
             if aligned:
                 own = aligned.pop()
-                self._learn((total - own).float().norm(), own.float().norm() / scale)
+                self._learn(part(total - own).float().norm(), part(own).float().norm() / scale)
 
         feature.register_hook(arrived)  # type: ignore[no-untyped-call]
         return alias

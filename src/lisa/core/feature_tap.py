@@ -22,6 +22,8 @@ TAPS = ("input", "output")
 
 #: Cuts the image's tokens out of a feature that holds others too: (feature, (H, W) of the latent) -> feature.
 Select = Callable[[Tensor, tuple[int, int]], Tensor]
+#: (whole feature, what selects the part that is read) -> the whole feature, or an alias of it.
+Through = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 _NEVER_RAN = "the side network has not run since the aligner was attached"
 _REENTRANT = "it ran without gradients inside the side network, as reentrant gradient checkpointing does"
@@ -94,11 +96,12 @@ class FeatureTap:
         if not value:
             self._drop("the alignment weight is 0")
 
-    def read(self, size: tuple[int, int] | None = None) -> Tensor:
+    def read(self, size: tuple[int, int] | None = None, through: Through | None = None) -> Tensor:
         """The caught feature, with its graph. It can be read once.
 
         Args:
             size: (H, W) of the latent; needed where the tap selects a part.
+            through: gives an alias of the whole feature to read instead (whose gradients are the reader's alone).
 
         Raises:
             LisaError: none has been caught (and why), it has been read already, or ``size`` is missing.
@@ -107,9 +110,13 @@ class FeatureTap:
             raise LisaError(f"layer {self.name!r} holds more than the image", "Pass size=, (H, W) of the latent")
         if self._feature is None:
             raise LisaError(f"no feature of layer {self.name!r} to read: {self._missing}", self._remedy())
-        feature = self._feature
+        feature, select = self._feature, self.select
         self._drop("it has been read already, by an earlier call of the aligner")
-        return feature if self.select is None or size is None else self.select(feature, size)
+
+        def part(whole: Tensor) -> Tensor:
+            return whole if select is None or size is None else select(whole, size)
+
+        return part(feature if through is None else through(feature, part))
 
     @contextmanager
     def observing(self) -> Iterator[None]:

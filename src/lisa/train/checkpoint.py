@@ -113,6 +113,12 @@ class Checkpoints:
                 [path.name for path in list_checkpoints(self.run)],
             ) from error
 
+    def give_up_after(self, step: int) -> None:
+        """Remove later checkpoints: they are of what was given up by resuming from ``step``, and ``latest`` would
+        return to them. On the main process.
+        """
+        self._tidy(step)
+
     def _write(self, folder: Path) -> None:
         for name, export in self.exports.items():
             export(folder / name)

@@ -13,6 +13,7 @@ from lisa.train.presets import PRESETS, on_top, settings_of
 from lisa.train.settings import Positive, Settings, one_of
 
 CacheItem = Literal["latents", "text", "conditions"]
+_POLYNOMIAL_END = 1e-7  # of the rate, by diffusers' schedule
 # What train.mixed_precision computes in.
 _COMPUTED_IN = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -230,6 +231,15 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"model.quantize={self.model.quantize} needs a 16-bit type to compute in; set "
                 "train.mixed_precision=bf16 and leave model.dtype empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_can_fall(self) -> TrainConfig:
+        if self.train.lr_schedule == "polynomial" and self.train.learning_rate <= _POLYNOMIAL_END:
+            raise ValueError(
+                f"train.lr_schedule=polynomial falls to {_POLYNOMIAL_END:g}; set train.learning_rate above it: "
+                f"{self.train.learning_rate:g}"
             )
         return self
 

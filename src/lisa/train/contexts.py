@@ -50,6 +50,10 @@ class CaptionContexts:
         self.main, self.captions = main, captions
         self.arrays: Arrays | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """See :meth:`lisa.train.dataset.EncodedData.__getstate__`."""
+        return {**self.__dict__, "main": None}
+
     def job(self, cache: Path) -> CacheJob:
         """See :class:`Contexts`."""
         different = sorted(set(self.captions))
@@ -107,6 +111,10 @@ class FrameContexts:
         self.sample, self.variants, self.chunk = sample, variants, chunk
         self.arrays: Arrays | None = None
         self._keys = list(source.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See :meth:`lisa.train.dataset.EncodedData.__getstate__`."""
+        return {**self.__dict__, "main": None}
 
     def job(self, cache: Path) -> CacheJob:
         """See :class:`Contexts`."""

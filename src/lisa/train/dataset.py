@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -105,6 +106,10 @@ class EncodedData:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are not forked: they read samples, and need no networks (which may not be picklable)."""
+        return {**self.__dict__, "main": None}
 
     def read(self, index: int, epoch: int) -> tuple[np.ndarray, ...]:
         """Of one sample: moments, or uint8 pixels where they are not cached; the condition, or its cached latent.
@@ -242,6 +247,13 @@ class _Visits(Dataset[tuple[int, Any]]):
             return visit, error
 
 
+def _leave_stopping_to_the_training(worker: int) -> None:
+    """SIGTERM is sent to a whole process group (by Slurm, say): a worker that obeyed would take the last steps along,
+    since the training writes its checkpoint after the batch that it waits for. Workers end with it in any case.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def batches(data: EncodedData, plan: BatchPlan, start: int, device: torch.device, workers: int) -> Iterator[Batch]:
     """Batches from number ``start`` on, for ever.
 
@@ -253,6 +265,7 @@ def batches(data: EncodedData, plan: BatchPlan, start: int, device: torch.device
         batch_sampler=_Plan(plan, start),
         num_workers=workers,
         collate_fn=list,
+        worker_init_fn=_leave_stopping_to_the_training,
         persistent_workers=False,
         generator=torch.Generator(),  # its seeds for workers must not come from the training's random state
     )

@@ -162,16 +162,14 @@ def _optimise(t: Training, running: dict[str, Tensor]) -> None:
     """Clip each group apart and step; a step that is not finite is thrown away and counted."""
     norms = _clip(t)
     running.update({f"grad_norm/{name}": norm.detach() for name, norm in norms.items()})
-    scaler = t.accelerator.scaler
-    # With a loss scaler (fp16) overflowing gradients are its own business: it leaves such steps out, and scales down.
-    watched = [running["loss"]] if scaler is not None else [running["loss"], *norms.values()]
+    watched = [running["loss"], *norms.values()]
     flat = [value.detach().float().reshape(()).to(t.accelerator.device) for value in watched]
     bad = (~torch.isfinite(torch.stack(flat))).any().float()
     skip = bool(t.accelerator.reduce(bad, reduction="sum") > 0)  # every process decides the same
-    if scaler is not None or not skip:
+    # A loss scaler (fp16) leaves steps whose gradients overflowed out by itself, and must hear of them to scale down.
+    # Not accelerate's optimizer_step_was_skipped: a fused optimiser leaves them out where accelerate cannot see it.
+    if t.accelerator.scaler is not None or not skip:
         t.optimizer.step()
-    if scaler is not None:
-        skip = skip or t.accelerator.optimizer_step_was_skipped
     t.state.step += 1
     t.state.skipped += skip
     t.state.skipped_in_a_row = t.state.skipped_in_a_row + 1 if skip else 0

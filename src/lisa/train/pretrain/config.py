@@ -205,6 +205,12 @@ class PretrainConfig(Settings):
         return raw | {name: SVD_DEFAULTS[name] | given for name, given in sections.items() if isinstance(given, dict)}
 
     @model_validator(mode="after")
+    def _one_of_both(self) -> PretrainConfig:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        return self
+
+    @model_validator(mode="after")
     def _size_fits(self) -> PretrainConfig:
         levels = {"unet": self.unet.channels, "svd": self.video.channels}.get(self.architecture)
         cells = self.transformer.patch if levels is None else 2 ** (len(levels) - 1)
