@@ -23,7 +23,7 @@ def planted(samples, positions, noise, seed):
 def fitted(noise):
     features, told, untold = planted(40, 16, noise, seed=1)
     targets = np.concatenate([told, untold], -1)
-    folds = [Sums.of(features[i::4].reshape(-1, 12), targets[i::4].reshape(-1, 5)) for i in range(4)]
+    folds = [Sums.of(features[i::4], targets[i::4]) for i in range(4)]
     return fit_probes(folds, {"told": slice(0, 3), "untold": slice(3, None)})
 
 
@@ -49,14 +49,14 @@ def test_noise_in_the_feature_costs_what_it_must():
         return target + 2 * rng.normal(size=(samples, 50, 12)), target
 
     x, y = draw(200)
-    folds = [Sums.of(x[i::4].reshape(-1, 12), y[i::4].reshape(-1, 1)) for i in range(4)]
+    folds = [Sums.of(x[i::4], y[i::4]) for i in range(4)]
     probe = fit_probes(folds, {"y": slice(None)})["y"]
     assert r2(probe, *draw(200)) == pytest.approx(1 / (1 + 4 / 12), abs=0.01)
 
 
 def test_is_ridge_regression_on_standardised_inputs():
     x, y = RNG.normal(size=(60, 5)) * [1, 10, 0.1, 3, 1] + 5, RNG.normal(size=(60, 2))
-    folds = [Sums.of(x[i::2], y[i::2]) for i in range(2)]
+    folds = [Sums.of(x[i::2, None], y[i::2, None]) for i in range(2)]
     probe = fit_probes(folds, {"y": slice(None)})["y"]
     z = (x - x.mean(0)) / x.std(0)
     weight = np.linalg.solve(z.T @ z / 60 + probe.penalty * np.eye(5), z.T @ (y - y.mean(0)) / 60)
@@ -78,11 +78,42 @@ def test_is_ridge_regression_on_standardised_inputs():
     assert probe.penalty == PENALTIES[int(np.argmin(losses))]
 
 
+def test_what_is_the_same_in_all_samples_tells_nothing_of_one():
+    """A feature that marks positions, and targets with a mean picture: nothing is read, as of a feature of noise."""
+    fixed = np.random.default_rng(5)
+    marks, picture = fixed.normal(size=(30, 6)), 3 * fixed.normal(size=(30, 1))
+
+    def draw(samples, told, seed):
+        rng = np.random.default_rng(seed)
+        y = rng.normal(size=(samples, 30, 1))
+        x = marks + 0.1 * rng.normal(size=(samples, 30, 6))
+        x[..., :1] += told * y
+        return x, y + picture
+
+    for told, expected in ((0.0, 0.0), (0.1, 0.5)):  # 0.1 of it through noise of 0.1
+        x, y = draw(200, told, 1)
+        probe = fit_probes([Sums.of(x[i::4], y[i::4]) for i in range(4)], {"y": slice(None)})["y"]
+        assert probe.mean.shape == probe.bias.shape == (30, 1)
+        assert r2(probe, *draw(200, told, 2)) == pytest.approx(expected, abs=0.02)
+
+
+def test_is_ridge_regression_within_positions():
+    """As on rows from which the mean of their position is taken."""
+    x, y = RNG.normal(size=(40, 3, 4)) + 9 * RNG.normal(size=(3, 4)), RNG.normal(size=(40, 3, 2))
+    probe = fit_probes([Sums.of(x[i::2], y[i::2]) for i in range(2)], {"y": slice(None)})["y"]
+    a, b = ((each - each.mean(0)).reshape(120, -1) for each in (x, y))
+    deviation = a.std(0)
+    z = a / deviation
+    weight = np.linalg.solve(z.T @ z / 120 + probe.penalty * np.eye(4), z.T @ b / 120) / deviation[:, None]
+    np.testing.assert_allclose(probe.weight, weight, atol=1e-9)
+    np.testing.assert_allclose(probe.bias, y.mean(0) - x.mean(0) @ weight, atol=1e-9)
+
+
 def test_constant_inputs_and_no_outputs():
     x, y = np.concatenate([RNG.normal(size=(40, 2)), np.full((40, 1), 3e6)], 1), RNG.normal(size=(40, 1))
-    folds = [Sums.of(x[i::4], y[i::4]) for i in range(4)]
+    folds = [Sums.of(x[i::4, None], y[i::4, None]) for i in range(4)]
     assert np.isfinite(fit_probes(folds, {"y": slice(None)})["y"].weight).all()
-    empty = [Sums.of(x[i::4], y[i::4, :0]) for i in range(4)]
+    empty = [Sums.of(x[i::4, None], y[i::4, None, :0]) for i in range(4)]
     errors, totals = fit_probes(empty, {"y": slice(None)})["y"].errors(x[:, None], y[:, None, :0])
     assert not errors.any() and not totals.any()
     with pytest.raises(LisaError, match="1 fold"):

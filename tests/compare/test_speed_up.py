@@ -50,6 +50,7 @@ def test_steps_to_a_level_are_exact_on_straight_lines():
     assert steps_to(STEPS, values, 0.505) == pytest.approx(505)  # between two readings
     assert math.isinf(steps_to(STEPS, values, 2.1))
     assert steps_to(STEPS, values + 1, 0.5) == 20  # a warm start is above from the beginning
+    assert math.isinf(steps_to([0], [0.5], 0.1)), "it diverged before its second reading"
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.5])

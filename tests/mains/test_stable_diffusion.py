@@ -158,10 +158,12 @@ def test_inpainting_unet_is_refused(tmp_path):
     assert "Inpainting" in refused(folder, "takes 9 channels, its latents have 4")
 
 
-def test_unets_that_need_more_than_text(sd15):
+@pytest.mark.parametrize(("name", "value"), [("addition_embed_type", "text_time"), ("time_cond_proj_dim", 256)])
+def test_unets_that_need_more_than_text(sd15, name, value):
+    """A distilled one (LCM) wants the guidance, which its prior would not be given."""
     pipeline = tiny.load_main(sd15).pipeline
-    pipeline.unet.register_to_config(addition_embed_type="text_time")
-    with pytest.raises(LisaError, match="addition_embed_type='text_time'"):
+    pipeline.unet.register_to_config(**{name: value})
+    with pytest.raises(LisaError, match=f"{name}={value!r}"):
         StableDiffusionMain(pipeline, "here")
 
 

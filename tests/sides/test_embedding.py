@@ -88,11 +88,36 @@ def test_through_a_single_layer_comes_what_differs_and_nothing_else(linear):
         network.pos_embed_input.proj = layer
     nn.init.zeros_(layer.weight)
     given = 5 + 0.1 * (torch.randn(32, 9, 6) if linear else torch.randn(32, 6, 8, 8))
-    longer = torch.cat([given[20:], torch.randn(12, 3, 6)], dim=1) if linear else given[20:]  # tokens of a longer text
-    lisa.init_condition_embedding(network, layer, [given[:20], longer])
+    lisa.init_condition_embedding(network, layer, [given[:20], given[20:]])
     out = layer(given).detach()
     assert spread(out) == pytest.approx(1, rel=0.02)
     assert out.movedim(-1 if linear else 1, 0).flatten(1).mean(dim=1).abs().max() < 1e-3
+
+
+def test_captions_that_come_in_by_the_same_layer_are_no_measure():
+    """As Z-Image has it: the picture's tokens first, then the caption's, as many as there are."""
+
+    class ZImageControlNetModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.control_layers = nn.ModuleList([nn.Module()])
+            self.control_layers[0].before_proj = nn.Linear(6, 12)
+
+    torch.manual_seed(0)
+    network = ZImageControlNetModel()
+    layer = network.control_layers[0].before_proj
+    given = 5 + 0.1 * torch.randn(32, 12, 6)  # a latent of 8x6
+    parts = zip(given.split(16), (3, 5), strict=True)
+    with_captions = [torch.cat([part, 3 * torch.randn(16, tokens, 6)], dim=1) for part, tokens in parts]
+    lisa.init_condition_embedding(network, layer, with_captions, latent=(8, 6))
+    out = layer(given).detach()
+    assert spread(out) == pytest.approx(1, rel=0.02)
+    assert out.movedim(-1, 0).flatten(1).mean(dim=1).abs().max() < 1e-3
+    same = [torch.cat([given[:1].expand(16, -1, -1), each[:, 12:]], dim=1) for each in with_captions]
+    with pytest.raises(LisaError, match="32 conditions that do not differ"):
+        lisa.init_condition_embedding(network, layer, same, latent=(8, 6))
+    with pytest.raises(LisaError, match=r"come captions, too.*Pass latent="):
+        lisa.init_condition_embedding(network, layer, with_captions)
 
 
 @pytest.mark.parametrize("conditions", [torch.zeros(4, 3, 64, 64), strokes(1)])

@@ -2,6 +2,9 @@
 
 A probe (Alain and Bengio, arXiv 1610.01644) tells what can be read off a feature by a linear map. Inputs are
 standardised, so that one grid of penalties suits features of any scale; the penalty is chosen by inner validation.
+
+What features and targets have in common in all samples is left out, position by position: a network knows where it is
+(by its padding, or an embedding of positions), and from that alone the mean picture could be read.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ PENALTIES = tuple(10.0**power for power in range(-6, 4))
 
 @dataclass(frozen=True)
 class Sums:
-    """What ridge regression needs to know of rows ``x`` (n, d) and ``y`` (n, m).
+    """What ridge regression needs to know of ``x`` (B, P, d) and ``y`` (B, P, m): B samples at P positions.
 
     Attributes:
-        count: n.
-        x: sum of x, (d,); ``y`` the same, (m,).
-        xx: x^T x, (d, d); ``xy``: x^T y, (d, m); ``yy``: sum of y^2, (m,).
+        count: B.
+        x: sum of x over the samples, (P, d); ``y`` the same, (P, m).
+        xx: sum of x^T x over samples and positions, (d, d); ``xy``: of x^T y, (d, m); ``yy``: of y^2, (m,).
     """
 
     count: float
@@ -38,9 +41,17 @@ class Sums:
 
     @classmethod
     def of(cls, x: NDArray[np.floating], y: NDArray[np.floating]) -> Sums:
-        """Of rows ``x`` (n, d) and ``y`` (n, m)."""
+        """Of features ``x`` (B, P, d) and targets ``y`` (B, P, m)."""
         x, y = x.astype(np.float64), y.astype(np.float64)
-        return cls(float(len(x)), x.sum(0), y.sum(0), x.T @ x, x.T @ y, np.square(y).sum(0))
+        rows = x.reshape(-1, x.shape[-1])
+        crossed = rows.T @ rows, rows.T @ y.reshape(len(rows), y.shape[-1])
+        return cls(float(len(x)), x.sum(0), y.sum(0), *crossed, np.square(y).sum((0, 1)))
+
+    def about(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """``xx``, ``xy`` and ``yy`` of the distances from ``x`` (P, d) and ``y`` (P, m)."""
+        xx = self.xx - self.x.T @ x - x.T @ self.x + self.count * x.T @ x
+        xy = self.xy - self.x.T @ y - x.T @ self.y + self.count * x.T @ y
+        return xx, xy, self.yy - 2 * (self.y * y).sum(0) + self.count * np.square(y).sum(0)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(ours + theirs for ours, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -51,12 +62,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Probe:
-    """``y = x weight + bias``.
+    """``y = x weight + bias``, the bias of each position.
 
     Attributes:
-        weight: (d, m).
-        bias: (m,).
-        mean: of y in the data it was fitted on, (m,): what R2 compares with.
+        weight: (d, m), the same at all positions.
+        bias: (P, m).
+        mean: of y in the data it was fitted on, (P, m): what R2 compares with.
         penalty: the chosen one of :data:`PENALTIES`.
     """
 
@@ -91,38 +102,35 @@ def fit_probes(folds: Sequence[Sums], groups: Mapping[str, slice]) -> dict[str, 
     total = folds[0]
     for fold in folds[1:]:
         total = total + fold
-    loss = np.zeros((len(PENALTIES), len(total.y)))
+    loss = np.zeros((len(PENALTIES), total.y.shape[-1]))
     for fold in folds:
-        solutions = _solutions(total - fold)
-        loss += np.stack([_squared_error(fold, *solution) for solution in solutions])
-    probes, final = {}, _solutions(total)
+        rest = total - fold
+        xx, xy, yy = fold.about(rest.x / rest.count, rest.y / rest.count)
+        for number, weight in enumerate(_weights(rest)):
+            loss[number] += yy - 2 * (weight * xy).sum(0) + (weight * (xx @ weight)).sum(0)
+    probes, final = {}, _weights(total)
+    mean_x, mean_y = total.x / total.count, total.y / total.count
     for name, outputs in groups.items():
         best = int(loss[:, outputs].sum(1).argmin())
-        weight, bias = final[best]
-        mean = total.y[outputs] / total.count
-        probes[name] = Probe(weight[:, outputs], bias[outputs], mean, PENALTIES[best])
+        weight, mean = final[best][:, outputs], mean_y[:, outputs]
+        probes[name] = Probe(weight, mean - mean_x @ weight, mean, PENALTIES[best])
     return probes
 
 
-def _solutions(sums: Sums) -> list[tuple[FloatArray, FloatArray]]:
-    """(weight, bias) for each penalty: one eigendecomposition of the inputs' correlations serves all of them."""
-    mean_x, mean_y = sums.x / sums.count, sums.y / sums.count
-    covariance = sums.xx / sums.count - np.outer(mean_x, mean_x)
-    deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
+def _weights(sums: Sums) -> list[FloatArray]:
+    """For each penalty: one eigendecomposition of the inputs' correlations serves all of them.
+
+    Within positions: what is the same in all samples, as the mark of a position is, tells nothing of a sample.
+    """
+    rows = sums.count * len(sums.x)
+    xx, xy, _ = (each / rows for each in sums.about(sums.x / sums.count, sums.y / sums.count))
+    deviation = np.sqrt(np.clip(np.diag(xx), 0, None))
     # An input that never changes tells nothing; rounding must not blow it up.
-    live = deviation > 1e-6 * np.sqrt(np.clip(np.diag(sums.xx) / sums.count, 1e-300, None))
+    live = deviation > 1e-6 * np.sqrt(np.clip(np.diag(sums.xx) / rows, 1e-300, None))
     scale = np.where(live, 1 / np.where(live, deviation, 1), 0)
-    values, vectors = np.linalg.eigh(covariance * np.outer(scale, scale))
-    projected = vectors.T @ ((sums.xy / sums.count - np.outer(mean_x, mean_y)) * scale[:, None])
-    solutions = []
-    for penalty in PENALTIES:
-        weight = scale[:, None] * (vectors @ (projected / (np.clip(values, 0, None) + penalty)[:, None]))
-        solutions.append((weight, mean_y - mean_x @ weight))
-    return solutions
-
-
-def _squared_error(sums: Sums, weight: FloatArray, bias: FloatArray) -> FloatArray:
-    """``sum (y - x weight - bias)^2`` per output, from the sums alone."""
-    quadratic = np.einsum("dm,de,em->m", weight, sums.xx, weight, optimize=True)
-    crossed = np.einsum("dm,dm->m", weight, sums.xy) + bias * sums.y
-    return sums.yy - 2 * crossed + quadratic + 2 * bias * (sums.x @ weight) + sums.count * np.square(bias)
+    values, vectors = np.linalg.eigh(xx * np.outer(scale, scale))
+    projected = vectors.T @ (xy * scale[:, None])
+    return [
+        scale[:, None] * (vectors @ (projected / (np.clip(values, 0, None) + penalty)[:, None]))
+        for penalty in PENALTIES
+    ]

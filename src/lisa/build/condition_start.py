@@ -42,7 +42,9 @@ def start_by_data(config: TrainConfig, pair: Pair, data: EncodedData, draws: Dra
 
     size = config.train.batch_size
     try:
-        init_condition_embedding(side, run, [chosen[i : i + size] for i in range(0, count, size)])
+        rows = [chosen[i : i + size] for i in range(0, count, size)]
+        factor = pair.main.latent_factor
+        init_condition_embedding(side, run, rows, latent=(height // factor, width // factor))
     except LisaError as error:
         if wanted != "auto":
             raise

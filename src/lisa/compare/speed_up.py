@@ -119,7 +119,8 @@ def plateau(steps: ArrayLike, values: ArrayLike) -> Plateau:
 def steps_to(steps: ArrayLike, values: ArrayLike, level: float) -> float:
     """The first step at which the smoothed curve is at ``level``, between readings by the straight line; else infinite.
 
-    A curve that begins above the level (a warm start) is taken to need one interval of readings.
+    A curve that begins above the level (a warm start) is taken to need one interval of readings; if it ended before
+    the second one, it tells nothing, and is taken not to have got there.
     """
     at, smoothed = np.asarray(steps, dtype=np.float64), smooth(values)
     above = smoothed >= level
@@ -127,7 +128,7 @@ def steps_to(steps: ArrayLike, values: ArrayLike, level: float) -> float:
         return math.inf
     first = int(above.argmax())
     if first == 0:
-        return float(at[min(1, len(at) - 1)])
+        return float(at[1]) if len(at) > 1 else math.inf
     low, high = smoothed[first - 1], smoothed[first]
     return float(at[first - 1] + (level - low) / (high - low) * (at[first] - at[first - 1]))
 

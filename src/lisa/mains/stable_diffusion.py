@@ -18,7 +18,13 @@ from lisa.mains.pipeline_main import PipelineMain
 from lisa.processes.ddpm import DDPMProcess
 
 # In a UNet's configuration: what it wants beside x_t, the time and the text.
-_MORE_THAN_TEXT = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+_MORE_THAN_TEXT = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
 
 
 class StableDiffusionMain(PipelineMain):

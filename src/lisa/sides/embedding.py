@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lisa.common.errors import LisaError
+from lisa.sides.attach import default_select
 
 _Batch = TypeVar("_Batch")
 
@@ -63,7 +64,13 @@ def condition_embedding(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object], batches: Iterable[_Batch]) -> None:
+def init_condition_embedding(
+    network: nn.Module,
+    run: Callable[[_Batch], object],
+    batches: Iterable[_Batch],
+    *,
+    latent: tuple[int, int] | None = None,
+) -> None:
     """Start a new side network so that what differs between its conditions comes in, from the first step on.
 
     Layer by layer (LSUV: Mishkin and Matas, arXiv 1511.06422): Kaiming weights, scaled until the outputs differ between
@@ -75,11 +82,17 @@ def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object]
         network: a new ``ControlNetModel``, ``SD3ControlNetModel``, ``FluxControlNetModel`` or other of their kind.
         run: calls the network with a batch, as the training does. It is cut short once the condition has come in.
         batches: of training samples, some dozens in all, each sample with its own condition.
+        latent: (H, W) of the latent; needed where captions come in by the same layer (Z-Image), to tell them apart.
 
     Raises:
-        LisaError: the network has no such embedding, ``run`` did not call it, or the conditions do not differ.
+        LisaError: the network has no such embedding, ``run`` did not call it, the conditions do not differ, or
+            ``latent`` is missing.
     """
-    embedding = condition_embedding(network)
+    embedding, select = condition_embedding(network), default_select(network)
+    if select is not None and latent is None:
+        raise LisaError(
+            f"by {type(network).__name__}'s way in come captions, too", "Pass latent=, (H, W) of the latent"
+        )
     with _caught(embedding) as caught:
         for batch in batches:
             try:
@@ -88,6 +101,8 @@ def init_condition_embedding(network: nn.Module, run: Callable[[_Batch], object]
                 continue
     single = isinstance(embedding, nn.Linear | nn.Conv2d)
     weight = next(embedding.parameters())
+    if select is not None and latent is not None:
+        caught = [select(each, latent) for each in caught]
     hidden = _measured(caught, pixels=not single).to(weight.device, weight.dtype)
     layer: Any = embedding
     if single:
@@ -114,10 +129,7 @@ def _measured(caught: Sequence[Tensor], pixels: bool) -> Tensor:
     """
     if not caught:
         raise LisaError("no condition came in: run did not call this network with any batch", "Call the network itself")
-    # Where captions' tokens follow the picture's, batches differ in length; what all of them have is enough to measure.
-    shortest = [min(sizes) for sizes in zip(*[each.shape[1:] for each in caught], strict=True)]
-    alike = tuple(slice(size) for size in shortest)
-    given = torch.cat([each[:, *alike] for each in caught])
+    given = torch.cat(list(caught))
     if pixels:
         most = max(_FEWEST, _PIXELS // given[0, 0].numel())
         given = given[:: -(-len(given) // most)]

@@ -19,6 +19,11 @@ _NAME = re.compile(r"step-(\d+)")
 _STATE = "state"  # of accelerate, inside a checkpoint
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
 def list_checkpoints(run: RunFolder) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not run.checkpoints.is_dir():
@@ -75,7 +80,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is, or would be."""
-        return self.run.checkpoints / f"step-{step:06d}"
+        return self.run.checkpoints / checkpoint_name(step)
 
     def save(self, step: int) -> Path:
         """Write ``checkpoints/step-NNNNNN``. Called by every process.

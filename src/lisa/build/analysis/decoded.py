@@ -14,11 +14,12 @@ from lisa.build import parts
 from lisa.build.analysis.features import Encoded, FeatureReader, Level
 from lisa.build.analysis.film import film
 from lisa.common.errors import LisaError
+from lisa.common.files import read_json
 from lisa.common.intervals import bootstrap_mean
 from lisa.common.runfolder import RunFolder
 from lisa.core.aligner import LikelihoodAligner
 from lisa.core.terms import AlignmentTerms
-from lisa.train.checkpoint import list_checkpoints
+from lisa.train.checkpoint import checkpoint_name
 from lisa.train.config import TrainConfig
 
 DRAWS = 16  # of the noise, per picture
@@ -45,14 +46,16 @@ class Scores:
 
 
 def find_decoder(run: Path, config: TrainConfig) -> tuple[Path | None, str]:
-    """The decoder's weights of the last checkpoint, or None and why there are none."""
+    """The decoder's weights of the checkpoint that the side network is of, or None and why there are none."""
     if not config.align.active:
         return None, "this run was not aligned, so it has no decoder"
-    found = [folder / "decoder.safetensors" for folder in list_checkpoints(RunFolder(run))]
-    there = [file for file in found if file.is_file()]
-    if not there:
-        return None, "the run has no checkpoint left; only checkpoints hold the decoder"
-    return there[-1], ""
+    folder = RunFolder(run)
+    step = read_json(folder.summary).get("steps") if folder.summary.is_file() else None
+    file = folder.checkpoints / checkpoint_name(step or 0) / "decoder.safetensors"
+    if file.is_file() and step is not None:  # a run that is going on has later ones, which are no match
+        return file, ""
+    what = "no checkpoint left" if step is None else f"no checkpoint left of step {step}, as its side network is"
+    return None, f"the run has {what}; only checkpoints hold the decoder"
 
 
 def load_decoder(config: TrainConfig, reader: FeatureReader, weights: Path) -> LikelihoodAligner:

@@ -138,8 +138,8 @@ def _fit(reader: FeatureReader, samples: Encoded, level: Level, words: Sequence[
             x, y = _per_position(feature, batch, reader.draws.seed)
             for fold in np.unique(folds):
                 mine = folds == fold
-                _add(cells, layer, fold, Sums.of(x[mine].reshape(-1, x.shape[-1]), y[mine].reshape(-1, y.shape[-1])))
-                _add(pooled, layer, fold, Sums.of(feature[mine].mean((2, 3)), batch.words[mine]))
+                _add(cells, layer, fold, Sums.of(x[mine], y[mine]))
+                _add(pooled, layer, fold, Sums.of(feature[mine].mean((2, 3))[:, None], batch.words[mine][:, None]))
     pixels = samples.pictures[0].shape[-1]
     groups = {"condition": slice(0, pixels), "noise": slice(pixels, None)}
     everything = {"caption": slice(None)}
@@ -219,7 +219,7 @@ def _fit_scores(reader: FeatureReader, samples: Encoded, residuals: Tensor, leve
             x, y = _at_cells(feature, [film(residuals[list(rows)])], reader.draws.seed)
             for fold in np.unique(folds):
                 mine = folds == fold
-                _add(cells, layer, fold, Sums.of(x[mine].reshape(-1, x.shape[-1]), y[mine].reshape(-1, y.shape[-1])))
+                _add(cells, layer, fold, Sums.of(x[mine], y[mine]))
     return {layer: fit_probes(_full(folds), {"score": slice(None)})["score"] for layer, folds in cells.items()}
 
 

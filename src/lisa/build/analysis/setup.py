@@ -78,6 +78,8 @@ def check_comparable(run: Run, against: Run) -> None:
     found = {**differing_models(one, other), **differing(one, other)}
     if one.data.conditions != other.data.conditions:
         found["data.condition"] = (", ".join(one.data.conditions), ", ".join(other.data.conditions))
+    if one.data.condition_column != other.data.condition_column:
+        found["data.condition_column"] = (one.data.condition_column, other.data.condition_column)
     if found:
         raise LisaError(
             f"the runs {str(run.path)!r} and {str(against.path)!r} cannot be held against each other: "
