@@ -59,6 +59,12 @@ def pair_of_runs(sd_small, tmp_path_factory):
     seeing = with_decoder(fake_run(root / "seeing", sd_small, "edges", **CHANGES), [0.5, 0.0, -1.0, 0.0])
     write_json(seeing / "summary.json", {"steps": 2})
     blind = fake_run(root / "blind", sd_small, "edges", seed=1, align__enabled=False, **CHANGES)
+    module = pair_spec("sd-controlnet").load_side(str(seeing / "side_network")).module
+    for layer in module.controlnet_cond_embedding.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # of each place how bright it is: random ones hardly tell
+            torch.nn.init.constant_(layer.weight, 4 / layer.weight[0].numel())
+            torch.nn.init.zeros_(layer.bias)
+    module.save_pretrained(seeing / "side_network")
     module = pair_spec("sd-controlnet").load_side(str(blind / "side_network")).module
     torch.nn.init.zeros_(module.controlnet_cond_embedding.conv_out.weight)
     torch.nn.init.zeros_(module.controlnet_cond_embedding.conv_out.bias)
@@ -86,7 +92,7 @@ def test_a_network_blind_to_the_condition_is_told(result):
         assert blind["first"]["condition"]["low"] <= 0.05
         assert blind["r2"]["condition"]["value"] < 0.1
     first = next(each for each in result["by_level"] if each["layer"] == "down.0")
-    assert first["run"]["disentanglement"]["value"] > 0.7 and first["run"]["r2"]["condition"]["low"] > 0
+    assert first["run"]["disentanglement"]["value"] > 0.7 and first["run"]["r2"]["condition"]["low"] > 0.2
     assert first["difference"]["disentanglement"]["low"] > 0.5
     assert first["against"]["r2"]["noise"]["low"] > 0.05  # x_t goes straight into it
     assert "seeing is more disentangled than" in result["verdict"]
