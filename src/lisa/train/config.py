@@ -101,7 +101,11 @@ class TrainSettings(Settings):
     accumulation: Positive = Field(1, description="Micro-steps per optimiser step.")
     learning_rate: float = Field(1e-5, gt=0, description="Learning rate of the side network.")
     decoder_lr_multiplier: float = Field(1.0, gt=0, description="Times the learning rate, for the alignment decoder.")
-    zero_lr_multiplier: float = Field(1.0, gt=0, description="Times the learning rate, for the zero modules.")
+    zero_lr_multiplier: float = Field(
+        1.0,
+        gt=0,
+        description="Times the learning rate, for the zero modules (also where side.condition_init starts one otherwise).",
+    )
     lr_schedule: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = Field("constant_with_warmup", description="Learning-rate schedule of diffusers.optimization.")
@@ -173,7 +177,11 @@ class TrainConfig(Settings):
 
     out: Path = Field(Path("runs/train"), description="Run folder.")
     seed: int = Field(0, ge=0, description="Seed of everything: order, noise, dropout, initial weights.")
-    resume: str | None = Field(None, description="latest, a step, or a checkpoint folder: continue from there.")
+    resume: str | None = Field(
+        None,
+        description="latest, a step, or a checkpoint folder: continue from there, with the rates and decays that are set "
+        "now. Later checkpoints are given up.",
+    )
     overwrite: bool = Field(False, description="Replace an earlier run in OUT.")
     preset: str | None = Field(
         None,
