@@ -104,7 +104,8 @@ class TrainSettings(Settings):
     zero_lr_multiplier: float = Field(
         1.0,
         gt=0,
-        description="Times the learning rate, for the zero modules (also where side.condition_init starts one otherwise).",
+        description="Times the learning rate, for the zero modules (also where side.condition_init starts one "
+        "otherwise).",
     )
     lr_schedule: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
@@ -179,8 +180,8 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, description="Seed of everything: order, noise, dropout, initial weights.")
     resume: str | None = Field(
         None,
-        description="latest, a step, or a checkpoint folder: continue from there, with the rates and decays that are set "
-        "now. Later checkpoints are given up.",
+        description="latest, a step, or a checkpoint folder: continue from there, with the rates and decays that are "
+        "set now. Later checkpoints are given up.",
     )
     overwrite: bool = Field(False, description="Replace an earlier run in OUT.")
     preset: str | None = Field(
