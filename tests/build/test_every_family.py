@@ -46,9 +46,9 @@ def watch_starts(monkeypatch):
     """The networks whose condition embedding is started by the data."""
     started = []
 
-    def start(network, run, batches):
+    def start(network, run, batches, *, latent):
         started.append(network)
-        init_condition_embedding(network, run, batches)
+        init_condition_embedding(network, run, batches, latent=latent)
 
     monkeypatch.setattr(condition_start, "init_condition_embedding", start)
     return started

@@ -273,9 +273,13 @@ def test_what_is_measured_is_spread_over_the_samples(sd_small, tmp_path, monkeyp
     seen = []
     monkeypatch.setattr(condition_start, "_FEWEST", 3)
     monkeypatch.setattr(condition_start, "_PIXELS", 3 * 32 * 32)
-    monkeypatch.setattr(condition_start, "init_condition_embedding", lambda side, run, batches: seen.extend(batches))
+    monkeypatch.setattr(
+        condition_start,
+        "init_condition_embedding",
+        lambda side, run, batches, *, latent: seen.extend([*batches, latent]),
+    )
     train(tmp_path / "run", sd_small, side__condition_init="auto")
-    assert seen == [[0, 4], [8]], "12 samples in batches of 2"
+    assert seen == [[0, 4], [8], (8, 8)], "12 samples in batches of 2; latents a quarter of 32 pixels"
 
 
 def test_a_pair_without_a_condition_embedding_is_refused_before_anything_is_read(tmp_path):
