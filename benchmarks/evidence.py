@@ -74,20 +74,23 @@ def arguments(model: str, settings: dict[str, str], arms: list[str], seeds: str,
 def train(command: list[str], arms: list[str], seeds: list[int], jobs: int) -> None:
     """All runs, a seed at a time per job; begins no more where one fails."""
     names = [arm.partition(":")[0] for arm in arms]
+    only = [",".join(f"{name}:{seed}" for name in names) for seed in seeds]
+    run_all([[*command, "--only", each] for each in only], jobs, "a training")
+
+
+def run_all(commands: list[list[str]], jobs: int, what: str) -> None:
+    """``lisa`` with each of these, so many at a time, each in a share of the cores; begins no more where one fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     failed = Event()
 
-    def run(seed: int) -> None:
-        if not failed.is_set():
-            only = ",".join(f"{name}:{seed}" for name in names)
-            done = subprocess.run([sys.executable, "-m", "lisa", *command, "--only", only], env=environment)
-            if done.returncode:
-                failed.set()
+    def run(command: list[str]) -> None:
+        if not failed.is_set() and subprocess.run([sys.executable, "-m", "lisa", *command], env=environment).returncode:
+            failed.set()
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, seeds))
+        list(pool.map(run, commands))
     if failed.is_set():
-        sys.exit("a training failed or was stopped; the same command goes on from there")
+        sys.exit(f"{what} failed or was stopped; the same command goes on from there")
 
 
 def checked_out() -> str:

@@ -11,18 +11,14 @@ samples with the same noise, so differences between arms are paired by seed.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-from evidence import HERE, checked_out
+from evidence import HERE, checked_out, run_all
 
 from lisa.common.files import read_json, write_json
 from lisa.common.intervals import t_interval
@@ -46,24 +42,14 @@ def analysis_of(run: Path) -> Path:
 
 
 def analyse(runs: Sequence[Path], jobs: int) -> None:
-    """What is missing or older than its run, so many at a time, each in a share of the cores; begins no more where one
-    fails.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    failed = Event()
+    """What is missing or older than its run."""
+    wanted = [run for run in runs if not _is_analysed(run)]
+    run_all([["analyse", str(run), "--overwrite"] for run in wanted], jobs, "an analysis")
 
-    def one(run: Path) -> None:
-        done, summary = analysis_of(run), run / "summary.json"
-        if failed.is_set() or (done.is_file() and done.stat().st_mtime >= summary.stat().st_mtime):
-            return
-        command = [sys.executable, "-m", "lisa", "analyse", str(run), "--overwrite"]
-        if subprocess.run(command, env=environment).returncode:
-            failed.set()
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, runs))
-    if failed.is_set():
-        sys.exit("an analysis failed or was stopped; the same command goes on from there")
+def _is_analysed(run: Path) -> bool:
+    done = analysis_of(run)
+    return done.is_file() and done.stat().st_mtime >= (run / "summary.json").stat().st_mtime
 
 
 def check_alike(of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

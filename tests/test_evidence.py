@@ -235,7 +235,7 @@ def analysed(evidence, tmp_path, monkeypatch):
         features.analysis_of(place).write_text(json.dumps(found), "utf-8")
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(features.subprocess, "run", run)
+    monkeypatch.setattr(evidence.subprocess, "run", run)
     monkeypatch.setattr(features, "checked_out", lambda: "abc1234")
     monkeypatch.setattr(sys, "argv", ["features.py", str(runs), "--results", str(tmp_path / "results")])
     return features, asked, runs
