@@ -101,7 +101,7 @@ def init_condition_embedding(
                 continue
     single = isinstance(embedding, nn.Linear | nn.Conv2d)
     weight = next(embedding.parameters())
-    if select is not None and latent is not None:
+    if select is not None:
         caught = [select(each, latent) for each in caught]
     hidden = _measured(caught, pixels=not single).to(weight.device, weight.dtype)
     layer: Any = embedding
@@ -129,7 +129,7 @@ def _measured(caught: Sequence[Tensor], pixels: bool) -> Tensor:
     """
     if not caught:
         raise LisaError("no condition came in: run did not call this network with any batch", "Call the network itself")
-    given = torch.cat(list(caught))
+    given = torch.cat(caught)
     if pixels:
         most = max(_FEWEST, _PIXELS // given[0, 0].numel())
         given = given[:: -(-len(given) // most)]
