@@ -44,15 +44,17 @@ SETTINGS = {
     **{(model, name): [BF16] for model in ("tiny-sd", "tiny-sd3") for name in ("edges", "segmentation", "lowres")},
     ("tiny-sd3", "skeleton"): [BF16, "train.learning_rate=0.0007"],
 }
-#: The preset of the trainer without alignment: what is owed to the start of the condition embedding alone.
-START = "start"
-#: ``lisa`` is the reference; ``recipe`` the preset, ``shuffled`` the same with another sample's residual.
+#: The preset of the trainer, which does not align. (Until 2026-12-01 it did: results of before name the arms as here.)
+RECIPE = "recipe"
+#: ``lisa`` is the reference, ``aligned`` the same on top of the preset; ``shuffled`` and ``aligned-shuffled`` are these
+#: with another sample's residual: what they gain is owed to an extra head.
 ARMS = (
     "plain",
     "lisa",
-    "recipe:preset=sooner",
-    f"{START}:preset=sooner;align.enabled=false",
-    "shuffled:preset=sooner;align.target=shuffled",
+    f"{RECIPE}:preset=sooner",
+    "aligned:preset=sooner;align.enabled=true",
+    "shuffled",
+    "aligned-shuffled:preset=sooner;align.enabled=true;align.target=shuffled",
 )
 
 
@@ -120,12 +122,12 @@ def complete(out: Path, arms: list[str], seeds: list[int], steps: int) -> bool:
     return all(read_run(place, arm, seed).done(steps) for (arm, seed), place in places.items())
 
 
-def over_start(out: Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Arm -> speed-ups over ``start`` (to shares of its plateau): what is owed to alignment; empty without that arm."""
-    if START not in arms:
+def over_recipe(out: Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
+    """Arm -> speed-ups over ``recipe`` (to shares of its plateau): what alignment adds; empty without that arm."""
+    if RECIPE not in arms:
         return {}
-    rows = summarise(read_comparison([out], baseline=START, arms=arms, seeds=seeds))["arms"]
-    return {row["arm"]: row["speedups"] for row in rows if row["arm"] != START}
+    rows = summarise(read_comparison([out], baseline=RECIPE, arms=arms, seeds=seeds))["arms"]
+    return {row["arm"]: row["speedups"] for row in rows if row["arm"] != RECIPE}
 
 
 def record(
@@ -134,7 +136,7 @@ def record(
     """The comparison as one file of rows."""
     about = {"commit": commit, "steps": summary["steps"], "command": shlex.join(["lisa", *command])}
     rows = [
-        {**about, **{k: v for k, v in row.items() if k != "per_seed"}, "over_start": attributed.get(row["arm"])}
+        {**about, **{k: v for k, v in row.items() if k != "per_seed"}, "over_recipe": attributed.get(row["arm"])}
         for row in summary["arms"]
     ]
     return {
@@ -187,7 +189,7 @@ def main() -> None:
     chosen = ["--arms", ",".join(names), "--seeds", str(options.seeds)]
     subprocess.run([sys.executable, "-m", "lisa", "compare", "--report", *chosen, "--out", str(out)], check=True)
     commit = ", ".join(trained_by) or parser.error(f"which commit has trained {out}? Give it with --commit")
-    rows = record(read_json(out / "summary.json"), over_start(out, names, seeds), command, options.jobs, commit)
+    rows = record(read_json(out / "summary.json"), over_recipe(out, names, seeds), command, options.jobs, commit)
     rows["name"] = options.name
     kind = "evidence" if options.seeds > 1 else "leads"
     write_json(options.results / f"{rows['date']}-{kind}-{what}-cpu.json", rows)

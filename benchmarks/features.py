@@ -24,7 +24,7 @@ from lisa.common.files import read_json, write_json
 from lisa.common.intervals import t_interval
 
 #: An arm, and the one that it differs from by what is asked about: alignment, the start, alignment on that start.
-PAIRS = ("lisa:plain", "start:plain", "recipe:start")
+PAIRS = ("lisa:plain", "recipe:plain", "aligned:recipe")
 #: What is told: name -> where it stands in the figures of `lisa analyse`.
 FIGURES = {
     "disentanglement": ("disentanglement",),

@@ -36,8 +36,8 @@ def row(of: dict[str, Any], base: str) -> str:
     """One arm."""
     speeds = [wording.speed_of(of, axis, "0.95", base) for axis in ("steps", "seconds")]
     speeds.append(wording.speed_of(of, "steps", "0.5", base))
-    over = of.get("over_start") or {}
-    speeds += [wording.speed(over.get(axis, {}).get("0.95"), "start") for axis in ("steps", "seconds")]
+    over = of.get("over_recipe") or {}
+    speeds += [wording.speed(over.get(axis, {}).get("0.95"), "recipe") for axis in ("steps", "seconds")]
     against = of["against_baseline"]["fidelities"].get(of["condition"])
     ends = [
         wording.onset(of["onset"]),
@@ -64,7 +64,7 @@ def section(of: dict[str, Any]) -> str:
         first["command"],
         "```",
         "",
-        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `start`, 95%, steps "
+        "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `recipe`, 95%, steps "
         "| in training time | onset, step | control gain at the end | fidelity at the end "
         f"| against {of['baseline']} | seconds per step, peak memory | set otherwise |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",

@@ -52,7 +52,7 @@ def trained(evidence, tmp_path, monkeypatch):
     """Everything but the training: runs with known curves are there already."""
     out = tmp_path / "runs" / "tiny-sd-skeleton"
     for seed in range(5):
-        for arm, half in (("plain", 100.0), ("recipe", 50.0), ("start", 60.0)):
+        for arm, half in (("plain", 100.0), ("aligned", 50.0), ("recipe", 60.0)):
             make_run(out, arm, seed, saturating(half + seed), settings={"data.condition": "skeleton"})
     asked = []
 
@@ -74,8 +74,8 @@ def trained(evidence, tmp_path, monkeypatch):
         str(tmp_path / "results"),
         "--arms",
         "plain",
-        "recipe:lisa;align.weight=0.2",
-        "start:plain",
+        "aligned:lisa;align.weight=0.2",
+        "recipe:plain",
     ]
     monkeypatch.setattr(sys, "argv", ["evidence.py", "tiny-sd", "skeleton", *options])
     monkeypatch.chdir(ROOT)
@@ -89,17 +89,17 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     file, asked = trained
     found = json.loads(file.read_text("utf-8"))
     assert file.name.endswith("-evidence-tiny-sd-skeleton-cpu.json")
-    plain, recipe, start = found["rows"]
+    plain, aligned, recipe = found["rows"]
     for row in found["rows"]:
         assert row.keys() >= {*ROW, "commit", "command", "steps"} and row["seeds"] == [0, 1, 2, 3, 4]
         assert all(row[name].keys() >= {"value", "low", "high"} for name in ("onset", "final_gain", "fidelity"))
         assert row["speedup"].keys() >= {"value", "low", "high"}
         assert row["commit"] == "0000fff, abc1234-dirty" and shlex.split(row["command"]) == ["lisa", *asked[0]]
-    assert recipe["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
-    over = recipe["over_start"]["steps"]["0.95"]
-    assert 1.1 < over["low"] < over["high"] < 1.3 and start["over_start"] is None
-    assert plain["over_start"]["steps"]["0.95"]["high"] < 1
-    assert "data.condition=skeleton train.steps=1500" in recipe["command"]
+    assert aligned["speedup"]["low"] > 1.5 and plain["arm"] == "plain"
+    over = aligned["over_recipe"]["steps"]["0.95"]
+    assert 1.1 < over["low"] < over["high"] < 1.3 and recipe["over_recipe"] is None
+    assert plain["over_recipe"]["steps"]["0.95"]["high"] < 1
+    assert "data.condition=skeleton train.steps=1500" in aligned["command"]
 
 
 @pytest.mark.parametrize("broken", [None, 1])
@@ -149,10 +149,10 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     (only,) = page.results("evidence", file.parent)
     text = page.section(only)
     assert "### tiny-sd, skeleton" in text and "abc1234" in text and "0000000" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| recipe |")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| aligned |")]
     value = only["rows"][1]["speedup"]
     assert f"{value['value']:.2f}<br>[{value['low']:.2f}, {value['high']:.2f}]" in line
-    over = [only["rows"][1]["over_start"][axis]["0.95"] for axis in ("steps", "seconds")]
+    over = [only["rows"][1]["over_recipe"][axis]["0.95"] for axis in ("steps", "seconds")]
     cells = [f"{each['value']:.2f}<br>[{each['low']:.2f}, {each['high']:.2f}]" for each in over]
     assert f"| {' | '.join(cells)} |" in line
 
@@ -186,7 +186,7 @@ def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_
     }
     leads = json.loads(by_kind["leads"].read_text("utf-8"))["rows"]
     assert [row["seeds"] for row in leads] == [[0], [0], [0]]
-    assert leads[1]["over_start"]["steps"]["0.95"]["seeds"] == [0]
+    assert leads[1]["over_recipe"]["steps"]["0.95"]["seeds"] == [0]
     both = page.results("evidence", file.parent)
     assert [each["file"] for each in both] == [file.name, by_kind["evidence"].name]
     text = page.section(both[1])
@@ -200,14 +200,14 @@ def analysed(evidence, tmp_path, monkeypatch):
     import features
 
     runs, asked = tmp_path / "runs" / "tiny-sd-edges", []
-    for arm in ("plain", "lisa", "start", "recipe"):
+    for arm in ("plain", "lisa", "recipe", "aligned"):
         for seed in range(5):
             (runs / arm / f"seed-{seed}").mkdir(parents=True)
             (runs / arm / f"seed-{seed}" / "summary.json").write_text("{}")
 
     def told(base, run):
         """The seeds differ by 0.1, alike in all arms; the arms by 0.01, 0.02 and 0.04."""
-        base += 0.1 * int(run.name[-1]) + {"plain": 0, "lisa": 0.01, "start": 0.02, "recipe": 0.06}[run.parent.name]
+        base += 0.1 * int(run.name[-1]) + {"plain": 0, "lisa": 0.01, "recipe": 0.02, "aligned": 0.06}[run.parent.name]
         value = [{"value": base + part, "low": 0, "high": 1} for part in (0, 0.001, 0.002, 0.003)]
         r2 = {"noise": None, "condition": value[1], "caption": None, "score": value[2]}
         return {"disentanglement": value[0], "first": {}, "total": {"noise": value[3]}, "r2": r2}
@@ -227,7 +227,7 @@ def analysed(evidence, tmp_path, monkeypatch):
             "seed": 0,
             "definitions": {},
             "versions": {"lisa": "0"},
-            "aligned": {"run": ["down.5"] if place.parent.name in ("lisa", "recipe") else []},
+            "aligned": {"run": ["down.5"] if place.parent.name in ("lisa", "aligned") else []},
             "by_layer": [{"layer": "down.4", "run": told(9, place)}, {"layer": "down.5", "run": told(0.3, place)}],
             "overall": {"run": told(0.1, place)},
         }
@@ -248,7 +248,7 @@ def test_features_are_told_with_intervals_over_seeds(analysed, page):
     (file,) = (runs.parents[1] / "results").iterdir()
     found = json.loads(file.read_text("utf-8"))
     assert file.name.endswith("-features-tiny-sd-edges-cpu.json") and found["name"] is None
-    assert found["seeds"] == [0, 1, 2, 3, 4] and found["command"].endswith("recipe:start --seeds 5")
+    assert found["seeds"] == [0, 1, 2, 3, 4] and found["command"].endswith("aligned:recipe --seeds 5")
     rows = {(row["arm"], row["against"], row["layer"]): row for row in found["rows"]}
     assert list(rows) == [(*pair.split(":"), layer) for pair in features.PAIRS for layer in ("down.5", "all")]
     lisa = rows["lisa", "plain", "down.5"]
@@ -257,7 +257,7 @@ def test_features_are_told_with_intervals_over_seeds(analysed, page):
         assert lisa[name]["difference"] == pytest.approx({"value": 0.01, "low": 0.01, "high": 0.01})
         assert lisa[name]["against"]["value"] == pytest.approx(0.5 + 0.001 * place)
         assert lisa[name]["arm"]["high"] - lisa[name]["arm"]["low"] > 0.3
-    assert rows["recipe", "start", "all"]["r2_score"]["difference"]["value"] == pytest.approx(0.04)
+    assert rows["aligned", "recipe", "all"]["r2_score"]["difference"]["value"] == pytest.approx(0.04)
     text = page.features_section(page.results("features", file.parent))
     cells = [f"{0.31 + part:.3f} / {0.3 + part:.3f}<br>+0.010 [+0.010, +0.010]" for part in (0, 0.001, 0.002, 0.003)]
     assert f"| tiny-sd | edges | lisa / plain | all | {' | '.join(cells)} |" in text
@@ -270,7 +270,7 @@ def test_an_analysis_is_made_again_only_where_its_run_went_on(analysed, monkeypa
     (runs / "lisa" / "seed-3" / "summary.json").touch()
     features.main()
     assert asked[20:] == [runs / "lisa" / "seed-3"]
-    other = features.analysis_of(runs / "start" / "seed-1")
+    other = features.analysis_of(runs / "recipe" / "seed-1")
     other.write_text(other.read_text("utf-8").replace('"samples": 64', '"samples": 16'), "utf-8")
     with pytest.raises(SystemExit, match="samples is 16 in its analysis and 64"):
         features.main()
@@ -323,5 +323,5 @@ def test_every_arm_is_a_configuration(evidence, model):
         base = [f"{key}={value}" for key, value in evidence.settings_of(model, condition).items()]
         for arm in parse_arms(evidence.ARMS):
             config = load_settings(TrainConfig, file, [*base, *arm.overrides])
-            assert config.align.active == (arm.name not in ("plain", "start")), arm.name
-            assert (config.side.condition_init == "auto") == (arm.name not in ("plain", "lisa")), arm.name
+            assert config.align.active == (arm.name not in ("plain", "recipe")), arm.name
+            assert (config.side.condition_init == "auto") == (arm.name not in ("plain", "lisa", "shuffled")), arm.name

@@ -48,6 +48,7 @@ def test_the_files_scripts_rely_on(done):
     ):
         assert interval["low"] <= interval["value"] <= interval["high"]
     assert summary["peak_rss_mb"] < 4096
+    assert "| preset | sooner |" in (out / "side_network" / "README.md").read_text()
     kinds = {json.loads(line)["kind"] for line in (out / "events.jsonl").read_text().splitlines()}
     assert {"train", "held_out", "samples"} <= kinds
 
@@ -78,20 +79,23 @@ def test_the_printed_lines_load_the_side_network(done, monkeypatch):
     assert pipe("a red circle", image=condition, num_inference_steps=1).images[0].size == (64, 64)
 
 
-def test_plain_trains_the_same_network_without_alignment(done, tmp_path):
-    out, _ = done
-    result = run("--steps", "2", "--seed", "3", "--plain", "--json", "--out", "plain", cwd=tmp_path)
+@pytest.mark.parametrize(("how", "arm"), [("plain", "plain"), ("aligned", "lisa")])
+def test_plain_and_aligned_train_the_same_network(done, tmp_path, how, arm):
+    """The decoder is not part of it."""
+    out, text = done
+    result = run("--steps", "2", "--seed", "3", f"--{how}", "--json", "--out", how, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)  # nothing but JSON on the standard output
-    assert summary["arm"] == "plain" and summary["decoder_r2"]["value"] is None
+    assert summary["arm"] == arm and (summary["decoder_r2"]["value"] is None) == (how == "plain")
+    assert json.loads((out / "summary.json").read_text())["arm"] == "sooner" and "sooner on edges, 2 steps" in text
     from safetensors import safe_open
 
     def keys(folder):
         with safe_open(folder / "side_network" / "diffusion_pytorch_model.safetensors", "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
-    assert keys(out) == keys(tmp_path / "plain")
-    configs = [(folder / "side_network" / "config.json").read_text() for folder in (out, tmp_path / "plain")]
+    assert keys(out) == keys(tmp_path / how)
+    configs = [(folder / "side_network" / "config.json").read_text() for folder in (out, tmp_path / how)]
     assert configs[0] == configs[1]
 
 

@@ -37,7 +37,7 @@ def test_weight_zero_is_the_plain_arm(sd_small, tmp_path):
     plain = train(tmp_path / "plain", sd_small, align__enabled=False)
     runs.assert_same(tmp_path / "zero", tmp_path / "plain")
     assert zero["arm"] == plain["arm"] == "plain"
-    assert "none (plain)" in (tmp_path / "zero" / "side_network" / "README.md").read_text()
+    assert "| alignment | none |" in (tmp_path / "zero" / "side_network" / "README.md").read_text()
 
 
 def test_the_main_loss_can_be_weighted(sd_small, tmp_path):

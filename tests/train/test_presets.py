@@ -23,9 +23,22 @@ def strong(monkeypatch):
 @pytest.mark.parametrize("model", QUICKSTART_MODELS)
 def test_the_quickstart_has_the_recipe_and_the_defaults_are_the_papers(model, tmp_path):
     recipe, usual = quickstart_config(out=tmp_path, model=model), TrainConfig()
-    assert (recipe.side.condition_init, recipe.train.decoder_lr_multiplier) == ("auto", 0.1)
-    assert (usual.side.condition_init, usual.train.decoder_lr_multiplier) == ("default", 1.0)
+    assert (recipe.side.condition_init, recipe.align.enabled, recipe.preset) == ("auto", False, "sooner")
+    assert (usual.side.condition_init, usual.align.enabled, usual.train.decoder_lr_multiplier) == ("default", True, 1.0)
     assert (usual.align.weight, usual.align.weighting, usual.align.target) == (0.2, "plain", "likelihood")
+
+
+def test_the_quickstart_aligned_and_as_the_baseline(tmp_path):
+    """Aligned: with the decoder's rate that the preset has for it. Plain: with nothing of the preset."""
+    aligned, plain = (quickstart_config(out=tmp_path, **{how: True}) for how in ("aligned", "plain"))
+    assert (aligned.side.condition_init, aligned.align.active, aligned.train.decoder_lr_multiplier) == (
+        "auto",
+        True,
+        0.1,
+    )
+    assert (plain.side.condition_init, plain.align.active, plain.preset) == ("default", False, None)
+    with pytest.raises(LisaError, match="both plain and aligned"):
+        quickstart_config(out=tmp_path, plain=True, aligned=True)
 
 
 def settings(file=None, *overrides):

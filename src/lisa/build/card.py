@@ -73,7 +73,7 @@ def describe_alignment(config: TrainConfig, default_layer: str) -> str:
     """How a run was aligned, in a few words."""
     align = config.align
     if not align.active:
-        return "none (plain)"
+        return "none"
     layers = align.layer if align.layer is not None else default_layer
     return (
         f"{'layer ' + layers if isinstance(layers, str) else 'layers ' + ', '.join(layers)}, weight {align.weight}, "
@@ -93,6 +93,8 @@ def _where_set(config: TrainConfig) -> dict[str, Any]:
     side, rank, log_sigma = config.side, config.side.lora_rank, config.model.log_sigma
     where = f" on {', '.join(side.lora_targets)}" if side.lora_targets else ""
     facts = {
+        "preset": config.preset,
+        "start of the condition embedding": None if side.condition_init == "default" else side.condition_init,
         "low-rank adapters": None if rank is None else f"rank {rank}{where}, merged into the weights",
         "main loss": None if config.train.snr_gamma is None else f"min-SNR weighting, gamma {config.train.snr_gamma:g}",
         "control type": side.control_type,

@@ -163,7 +163,7 @@ class Results:
                 "model": self.config.model.path,
                 "pair": self.config.model.pair,
                 "condition": self.config.data.condition,
-                "arm": "lisa" if self.config.align.active else "plain",
+                "arm": "lisa" if self.config.align.active else self.config.preset or "plain",
                 "steps": state.step,
                 "batch_size": self._batch_size(),
                 "seconds": round(state.seconds, 1),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lisa.train.config import TrainConfig
 
 
 def quickstart(
@@ -17,7 +20,8 @@ def quickstart(
     model: Annotated[str, typer.Option("--model", help="Embedded model: tiny-sd, tiny-sd3 or tiny-svd.")] = "tiny-sd",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything.")] = 0,
-    plain: Annotated[bool, typer.Option("--plain", help="No alignment: the baseline.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="The baseline: neither the preset nor alignment.")] = False,
+    aligned: Annotated[bool, typer.Option("--aligned", help="Preset and likelihood score alignment.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end, and nothing else.")] = False,
 ) -> None:
@@ -27,13 +31,20 @@ def quickstart(
     from lisa.train.quickstart import quickstart_config
 
     config = quickstart_config(
-        out=out, condition=condition, model=model, steps=steps, seed=seed, plain=plain, overwrite=overwrite
+        out=out,
+        condition=condition,
+        model=model,
+        steps=steps,
+        seed=seed,
+        plain=plain,
+        aligned=aligned,
+        overwrite=overwrite,
     )
     quiet_libraries()
     from lisa.build.training import train
 
     if not as_json:
-        typer.echo(_introduction(model, condition, config.train.steps, plain))
+        typer.echo(_introduction(config))
     summary = train(config, quiet=as_json)
     if summary is None:
         interrupted(f"Continue with: lisa train {out / 'config.yaml'} --resume")
@@ -53,11 +64,13 @@ _MODELS = {
 }
 
 
-def _introduction(model: str, condition: str, steps: int, plain: bool) -> str:
-    how = "without alignment (the baseline)" if plain else "with likelihood score alignment"
+def _introduction(config: TrainConfig) -> str:
+    how = f"with the preset '{config.preset}'" if config.preset else "as the baseline: without preset and alignment"
+    if config.align.active:
+        how += " and likelihood score alignment"
     lines = (
-        f"{_MODELS[model]} of coloured shapes, gets a ControlNet for '{condition}'. "
-        f"It is trained for {steps} steps {how}.",
+        f"{_MODELS[config.model.path]} of coloured shapes, gets a ControlNet for '{config.data.condition}'. "
+        f"It is trained for {config.train.steps} steps {how}.",
         "gain (control gain): share of the prior's error that the side network removes (0: it does nothing).",
         "gap (condition gap, held out): how much of that is owed to the right condition rather than to any condition.",
     )

@@ -39,7 +39,7 @@ class CardFacts:
         size: (height, width) of the pictures it was trained on.
         rate: frames per second of the clips, where all have one.
         steps: of the training.
-        aligned: whether it was trained with alignment, or as the plain baseline.
+        aligned: whether it was trained with alignment.
         ema: decay of the exponential average the weights are, or None for the raw weights.
         settings: more rows for the table of the training.
         summary: of the finished run; None before.
@@ -142,7 +142,7 @@ def _introduction(facts: CardFacts) -> str:
     if facts.ema is not None:
         weights = f"an exponential average (decay {facts.ema}) over steps"
     base = public_name(facts.model)
-    how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment, as LISA's baseline"
+    how = f"with Likelihood Score Alignment ({_PAPER})" if facts.aligned else "without alignment"
     what = f"A `{facts.side_kind}` that makes {base} follow {_named(facts.conditions)}, trained {how}."
     plain = "a plain diffusers model"
     if facts.package != "diffusers":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lisa.common.errors import choose
+from lisa.common.errors import LisaError, choose
 from lisa.train.config import TrainConfig
 from lisa.train.presets import on_top
 from lisa.train.settings import check_settings
@@ -30,7 +30,7 @@ QUICKSTART_MODELS: dict[str, dict[str, Any]] = {
     "tiny-sd": {"model": {"pair": "sd-controlnet"}},
     "tiny-sd3": {
         "model": {"pair": "sd3-controlnet"},
-        "train": {"steps": 1_000, "learning_rate": 2e-3, "zero_lr_multiplier": 3.0},
+        "train": {"steps": 1_000},
         "log": {"samples_every": 500, "checkpoint_every": 500},
         "sample": {"count": 24},  # its pictures are made one at a time
     },
@@ -54,18 +54,26 @@ def quickstart_config(
     steps: int | None = None,
     seed: int = 0,
     plain: bool = False,
+    aligned: bool = False,
     overwrite: bool = False,
 ) -> TrainConfig:
     """The quickstart as a configuration of the trainer.
 
+    By the preset; ``aligned``: with alignment on top of it; ``plain``: the baseline, with neither.
+
     Raises:
-        LisaError: there is no such model, or a setting is impossible.
+        LisaError: there is no such model, ``plain`` and ``aligned`` together, or a setting is impossible.
     """
+    if plain and aligned:
+        raise LisaError("the quickstart both plain and aligned", "plain is the baseline, without alignment: take one")
     own = QUICKSTART_MODELS[choose("embedded model", model, QUICKSTART_MODELS)]
     raw = on_top(QUICKSTART, own)
     raw["data"]["condition"] = condition
     raw["model"]["path"] = model
-    raw["align"] = {**raw.get("align", {}), "enabled": not plain}
+    if plain:
+        del raw["preset"]
+    if plain or aligned:
+        raw["align"] = {**raw.get("align", {}), "enabled": aligned}
     if steps is not None:
         raw["train"]["steps"] = steps
     # Drawing and encoding scenes takes time too: no more of them than the steps can see.
