@@ -156,10 +156,11 @@ def _curves(
             low, high = min(low, float(values.min())), max(high, float(values.max()))
         margin = 0.06 * (high - low)
         axis.set_ylim(low - margin, high + margin)
-        for name, height in lines.items():
+        for place, (name, height) in enumerate(lines.items()):
             axis.axhline(height, color="#777777", linestyle=":", linewidth=0.9)
-            # Levels are named where curves are still low, the threshold of the onset where they are high.
-            side, end = ("right", 1) if name == "onset" else ("left", 0.01)
+            # Levels are named where curves are still low, the threshold of the onset where they are high; neighbours
+            # beside each other, since 95 and 80% of a low plateau lie close.
+            side, end = ("right", 1) if name == "onset" else ("left", 0.01 + 0.2 * (place % 2))
             axis.annotate(name, (end, height), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=7)
         axis.set_xlabel(_AXES[x], fontsize=9)
         axis.set_ylabel(label, fontsize=9)
