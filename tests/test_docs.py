@@ -113,7 +113,7 @@ def test_links_point_at_files_that_exist(page):
 
 @pytest.mark.parametrize(
     "name",
-    ["2026-11-23-quickstart-tiny-sd-cpu", "2026-11-23-quickstart-tiny-sd3-cpu", "2026-11-30-quickstart-tiny-svd-cpu"],
+    ["2026-12-01-quickstart-tiny-sd-cpu", "2026-12-01-quickstart-tiny-sd3-cpu", "2026-11-30-quickstart-tiny-svd-cpu"],
 )
 def test_the_readme_quotes_the_recorded_quickstart(name):
     """The figures are those of the recorded runs (one drew the picture), and each run's intervals lie apart."""
