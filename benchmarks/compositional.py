@@ -48,7 +48,7 @@ def train(run: Path, condition: str | list[str], options: argparse.Namespace) ->
     if (run / "config.yaml").is_file():
         say("train", run / "config.yaml", "--resume")
         return
-    config = quickstart_config(out=run, steps=options.steps, seed=options.seed)
+    config = quickstart_config(out=run, steps=options.steps, seed=options.seed, aligned=True)
     data = config.data.model_dump() | {"condition": condition, "held_out": options.held_out}
     data["scenes"] += options.held_out - config.data.held_out
     draft = run.with_suffix(".yaml")

@@ -44,7 +44,8 @@ SETTINGS = {
     **{(model, name): [BF16] for model in ("tiny-sd", "tiny-sd3") for name in ("edges", "segmentation", "lowres")},
     ("tiny-sd3", "skeleton"): [BF16, "train.learning_rate=0.0007"],
 }
-#: The preset of the trainer, which does not align. (Until 2026-12-01 it did: results of before name the arms as here.)
+#: The preset of the trainer, which does not align. (Until 2026-12-01 it did: in recorded
+#: comparisons of several seeds the arms have been renamed to what they are here, in leads of one seed not.)
 RECIPE = "recipe"
 #: ``lisa`` is the reference, ``aligned`` the same on top of the preset; ``shuffled`` and ``aligned-shuffled`` are these
 #: with another sample's residual: what they gain is owed to an extra head.

@@ -87,7 +87,7 @@ def test_plain_and_aligned_train_the_same_network(done, tmp_path, how, arm):
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)  # nothing but JSON on the standard output
     assert summary["arm"] == arm and (summary["decoder_r2"]["value"] is None) == (how == "plain")
-    assert json.loads((out / "summary.json").read_text())["arm"] == "sooner" and "sooner on edges, 2 steps" in text
+    assert json.loads((out / "summary.json").read_text())["preset"] == "sooner" and "preset sooner, not aligned" in text
     from safetensors import safe_open
 
     def keys(folder):

@@ -27,7 +27,7 @@ def test_the_commands_run(sd_small, tmp_path, monkeypatch):
     report = (tmp_path / "runs/aligned/analysis/report.md").read_text()
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80 and any("down.5*" in line for line in lines)
-    assert "runs/aligned" in done.stdout and "disentangled than runs/plain" in " ".join(done.stdout.split())
+    assert "runs/aligned" in done.stdout and "disentangled than runs/recipe" in " ".join(done.stdout.split())
     assert "down.5 aligned" in report and "scores-run-t0500.png" in report
 
 

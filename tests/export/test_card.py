@@ -130,7 +130,7 @@ def test_text_is_readable_in_a_terminal(card):
         ),
         ({"side__lora_rank": 4}, "| low-rank adapters | rank 4, merged into the weights |"),
         ({"align__enabled": False}, "without alignment"),
-        ({"side__condition_init": "auto"}, "| start of the condition embedding | auto |"),
+        ({"side__condition_init": "auto"}, "| side.condition_init | auto |"),
         ({"align__layer": ["down.1", "mid"]}, "| alignment | layers down.1, mid, weight 0.2,"),
         ({"summary_changes": {"onset": 150}}, "| onset of control | step 150 |"),
         ({"summary_changes": {"fidelities": {}}}, "No protocol judges the fidelity to this condition."),

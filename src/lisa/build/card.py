@@ -94,7 +94,7 @@ def _where_set(config: TrainConfig) -> dict[str, Any]:
     where = f" on {', '.join(side.lora_targets)}" if side.lora_targets else ""
     facts = {
         "preset": config.preset,
-        "start of the condition embedding": None if side.condition_init == "default" else side.condition_init,
+        "side.condition_init": None if side.condition_init == "default" else side.condition_init,
         "low-rank adapters": None if rank is None else f"rank {rank}{where}, merged into the weights",
         "main loss": None if config.train.snr_gamma is None else f"min-SNR weighting, gamma {config.train.snr_gamma:g}",
         "control type": side.control_type,

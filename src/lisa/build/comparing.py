@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lisa.build import parts
 from lisa.build.arms import Arm
@@ -242,7 +243,10 @@ def _check_arms(waiting: Sequence[TrainConfig]) -> None:
 def _check_different(arms: Sequence[Arm], seeds: Sequence[int], configs: dict[tuple[str, int], TrainConfig]) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
-        settings = configs[arm.name, seeds[0]].model_dump_json(exclude={"out", "preset"})
+        config = configs[arm.name, seeds[0]]
+        # What is set for an alignment that there is none of makes no other training.
+        idle: dict[str, Any] = {} if config.align.active else {"align": True, "train": {"decoder_lr_multiplier"}}
+        settings = config.model_dump_json(exclude={"out": True, "preset": True, **idle})
         if settings in seen:
             raise LisaError(f"the arms {seen[settings]!r} and {arm.name!r} are the same", "Leave one of them out")
         seen[settings] = arm.name

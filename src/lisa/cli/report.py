@@ -9,6 +9,12 @@ from lisa.common.runfolder import RunFolder
 from lisa.train.config import TrainConfig
 
 
+def _how(summary: dict[str, Any]) -> str:
+    """What was trained: ``plain``, ``lisa``, or by which preset."""
+    preset, aligned = summary.get("preset"), summary["arm"] == "lisa"
+    return summary["arm"] if preset is None else f"preset {preset}, {'aligned' if aligned else 'not aligned'}"
+
+
 def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
     """A table of the figures and the lines that load the result."""
     from rich.console import Console
@@ -19,7 +25,7 @@ def print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
 
     console = Console(highlight=False)
     table = Table(
-        title=f"{summary['arm']} on {' + '.join(config.data.conditions)}, {summary['steps']} steps, "
+        title=f"{_how(summary)} on {' + '.join(config.data.conditions)}, {summary['steps']} steps, "
         f"{summary['seconds']:.0f} s"
     )
     table.add_column("held-out samples")

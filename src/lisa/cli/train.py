@@ -16,7 +16,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT from its last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="No alignment: the baseline.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No alignment; without a preset: the baseline.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json at the end.")] = False,
 ) -> None:
     """Train a side network: lisa train config.yaml train.steps=500 out=runs/mine."""

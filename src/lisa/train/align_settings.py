@@ -12,7 +12,9 @@ from lisa.train.settings import Positive, Settings, one_of
 class AlignSettings(Settings):
     """Likelihood score alignment; the defaults are the reference's."""
 
-    enabled: bool = Field(True, description="False: the plain baseline, with the same seeds, data order and noise.")
+    enabled: bool = Field(
+        True, description="False: none; without a preset the plain baseline, with the same seeds, data order and noise."
+    )
     layer: str | list[str] | None = Field(None, description="Layer or layers to align; empty: the pair's default.")
     weight: float = Field(0.2, ge=0, description="Weight of the alignment loss.")
     target: Literal["likelihood", "shuffled"] = Field(
@@ -72,7 +74,7 @@ class AlignSettings(Settings):
 
     @property
     def active(self) -> bool:
-        """Whether anything is aligned; else this is the plain baseline."""
+        """Whether anything is aligned."""
         return self.enabled and self.weight > 0
 
     def schedule_options(self) -> dict[str, Any]:

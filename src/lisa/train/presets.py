@@ -10,9 +10,9 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "sooner": {
         # What differs between conditions reaches a new side network from its first step on.
         "side": {"condition_init": "auto"},
-        # On top of that alignment made no run sooner and took a fifth of its time: whoever wants it says so.
+        # On top of that alignment was sooner in no comparison and took a fifth of the time: whoever wants it says so.
         "align": {"enabled": False},
-        # For them: at the learning rates of small models the decoder else silences itself (docs/method.md, the meter).
+        # With it: at the learning rates of small models the decoder else silences itself (docs/method.md, the meter).
         "train": {"decoder_lr_multiplier": 0.1},
     },
 }

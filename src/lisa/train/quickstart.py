@@ -65,7 +65,9 @@ def quickstart_config(
         LisaError: there is no such model, ``plain`` and ``aligned`` together, or a setting is impossible.
     """
     if plain and aligned:
-        raise LisaError("the quickstart both plain and aligned", "plain is the baseline, without alignment: take one")
+        raise LisaError(
+            "the quickstart cannot be plain and aligned", "plain is the baseline, without alignment: take one"
+        )
     own = QUICKSTART_MODELS[choose("embedded model", model, QUICKSTART_MODELS)]
     raw = on_top(QUICKSTART, own)
     raw["data"]["condition"] = condition
