@@ -129,7 +129,7 @@ def test_text_is_readable_in_a_terminal(card):
             "| precision | main network bfloat16, side network float32 with bf16 autocast |",
         ),
         ({"side__lora_rank": 4}, "| low-rank adapters | rank 4, merged into the weights |"),
-        ({"align__enabled": False}, "without alignment"),
+        ({"align__enabled": False}, "trained without alignment."),
         ({"side__condition_init": "auto"}, "| side.condition_init | auto |"),
         ({"align__layer": ["down.1", "mid"]}, "| alignment | layers down.1, mid, weight 0.2,"),
         ({"summary_changes": {"onset": 150}}, "| onset of control | step 150 |"),

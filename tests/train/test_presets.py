@@ -24,6 +24,7 @@ def strong(monkeypatch):
 def test_the_quickstart_has_the_recipe_and_the_defaults_are_the_papers(model, tmp_path):
     recipe, usual = quickstart_config(out=tmp_path, model=model), TrainConfig()
     assert (recipe.side.condition_init, recipe.align.enabled, recipe.preset) == ("auto", False, "sooner")
+    assert recipe.train.decoder_lr_multiplier == 0.1, "for who turns alignment on"
     assert (usual.side.condition_init, usual.align.enabled, usual.train.decoder_lr_multiplier) == ("default", True, 1.0)
     assert (usual.align.weight, usual.align.weighting, usual.align.target) == (0.2, "plain", "likelihood")
 
