@@ -124,11 +124,19 @@ def complete(out: Path, arms: list[str], seeds: list[int], steps: int) -> bool:
 
 
 def over_recipe(out: Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Arm -> speed-ups over ``recipe`` (to shares of its plateau): what alignment adds; empty without that arm."""
+    """Arm -> what alignment adds to ``recipe``: speed-ups (to shares of its plateau), differences at the end.
+
+    Paired by seed, as against the baseline; empty without that arm.
+    """
     if RECIPE not in arms:
         return {}
     rows = summarise(read_comparison([out], baseline=RECIPE, arms=arms, seeds=seeds))["arms"]
-    return {row["arm"]: row["speedups"] for row in rows if row["arm"] != RECIPE}
+    return {row["arm"]: {**(row["speedups"] or {}), **_ends(row)} for row in rows if row["arm"] != RECIPE}
+
+
+def _ends(row: dict[str, Any]) -> dict[str, Any]:
+    """Differences at the end: control gain and fidelities."""
+    return {name: row["against_baseline"][name] for name in ("final_gain", "fidelities")}
 
 
 def record(

@@ -1,8 +1,12 @@
-"""Writes the tables of docs/evidence.md from the results of its two benchmarks; `--check`: is it up to date?"""
+"""Writes the tables of docs/evidence.md and README.md from the results of two benchmarks.
+
+With `--check` it only says, by the exit status, whether they are up to date.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,16 @@ import marked_page
 
 from lisa.compare import wording
 
-TARGET = Path(__file__).parent / "evidence.md"
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).parent.parent
+TARGET, README = ROOT / "docs" / "evidence.md", ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- tables: docs/make_evidence.py -->\n", "<!-- end of tables -->"
+SHORT, SHORT_END = "<!-- in short: docs/make_evidence.py -->\n", "<!-- end of in short -->"
 ORDER = ("edges", "segmentation", "skeleton", "lowres")
+#: Name of the comparisons that go on from the usual ones to where plain training levels off.
+LONG = "long"
+#: The arm of the trainer's preset.
+RECIPE = "recipe"
 
 
 def results(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -37,17 +47,71 @@ def row(of: dict[str, Any], base: str) -> str:
     speeds = [wording.speed_of(of, axis, "0.95", base) for axis in ("steps", "seconds")]
     speeds.append(wording.speed_of(of, "steps", "0.5", base))
     over = of.get("over_recipe") or {}
-    speeds += [wording.speed(over.get(axis, {}).get("0.95"), "recipe") for axis in ("steps", "seconds")]
+    speeds += [wording.speed(over.get(axis, {}).get("0.95"), RECIPE) for axis in ("steps", "seconds")]
+    speeds.append(wording.interval(over.get("final_gain"), 4, signed=True))
     against = of["against_baseline"]["fidelities"].get(of["condition"])
     ends = [
         wording.onset(of["onset"]),
         wording.interval(of["final_gain"]),
+        wording.interval(of.get("decoder_r2")),
         wording.interval(of["fidelity"]),
         wording.interval(against, signed=True) if of["arm"] != base else wording.NOTHING,
     ]
     costs = f"{wording.interval(of['seconds_per_step'], 2)[0]}<br>{wording.interval(of['peak_memory_mb'], 0)[0]} MiB"
     settings = wording.settings(of["settings"]) or "as the file has it"
     return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {costs} | {settings} |"
+
+
+def of_the_preset(kinds: Sequence[str | None]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Comparisons of these names, each with the row of its arm ``recipe``; of other settings there are none."""
+    found = [(of, row) for of in results("evidence") for row in of["rows"] if row["arm"] == RECIPE]
+    return [(of, row) for of, row in found if of.get("name") in kinds]
+
+
+def short() -> str:
+    """The preset against the baseline, a line per comparison: in short."""
+    lines = [
+        "| model, condition | steps | to 95% of plain's level, in steps | in training time | to 50%, in steps "
+        "| control gain, difference | fidelity, difference | plain gains in its last fifth |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for of, row in of_the_preset((None, LONG)):
+        base, against = of["baseline"], row["against_baseline"]
+        speeds = [("steps", "0.95"), ("seconds", "0.95"), ("steps", "0.5")]
+        fidelity = cell(wording.interval(against["fidelities"].get(of["condition"]), signed=True))
+        cells = [
+            f"{of['model']}, {of['condition']}",
+            str(row["steps"]),
+            *[cell(wording.speed_of(row, axis, share, base)) for axis, share in speeds],
+            cell(wording.interval(against["final_gain"], signed=True)),
+            f"{row['fidelity']['metric']} {fidelity}",
+            f"{of['plateau']['growth']:+.1%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def door() -> str:
+    """What of it the README shows: steps to 95% of the baseline's level, models against conditions."""
+    found = {
+        (of["model"], f"{of['condition']}, {row['steps']:,} steps"): wording.plainly(
+            wording.speed_of(row, "steps", "0.95", of["baseline"])
+        )
+        for of, row in of_the_preset((None, LONG))
+    }
+    models, conditions = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    lines = [f"| | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
+    for model in models:
+        lines.append(f"| {model} | {' | '.join(found.get((model, name), '') for name in conditions)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parts() -> dict[Path, list[tuple[str, str, str]]]:
+    """What is made, by page: mark, text, mark."""
+    return {
+        TARGET: [(SHORT, short(), SHORT_END), (BEGIN, tables(), END)],
+        README: [(SHORT, door(), SHORT_END)],
+    }
 
 
 def section(of: dict[str, Any]) -> str:
@@ -65,9 +129,9 @@ def section(of: dict[str, Any]) -> str:
         "```",
         "",
         "| arm | speed-up at 95%, steps | in training time | at 50%, steps | over `recipe`, 95%, steps "
-        "| in training time | onset, step | control gain at the end | fidelity at the end "
-        f"| against {of['baseline']} | seconds per step, peak memory | set otherwise |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| in training time | in control gain | onset, step | control gain at the end | decoder R2 "
+        f"| fidelity at the end | against {of['baseline']} | seconds per step, peak memory | set otherwise |",
+        "|---" * 14 + "|",
         *[row(each, of["baseline"]) for each in of["rows"]],
         "",
         *[f"- {note}" for note in of["notes"]],
@@ -122,4 +186,5 @@ def tables() -> str:
 
 
 if __name__ == "__main__":
-    marked_page.write(TARGET, BEGIN, tables(), END)
+    written = [marked_page.write(page, made) for page, made in parts().items()]
+    sys.exit(not all(written))

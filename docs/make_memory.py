@@ -5,6 +5,7 @@ Networks are built on the meta device, without weights, from the configurations 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    marked_page.write(TARGET, BEGIN, table(), END)
+    sys.exit(not marked_page.write(TARGET, [(BEGIN, table(), END)]))

@@ -93,6 +93,7 @@ def make_run(
             "steps": steps,
             "control_gain": interval(float(curve[-1])),
             "condition_gap": interval(float(gaps[-1])),
+            "decoder_r2": interval(0.05) if arm != "plain" else {"value": None, "low": None, "high": None},
             "fidelities": {"edges": judgement},
             "peak_rss_mb": 900.0 + (arm != "plain") * 100,
             "versions": {"lisa": "0.1.0"},

@@ -53,7 +53,10 @@ def trained(evidence, tmp_path, monkeypatch):
     out = tmp_path / "runs" / "tiny-sd-skeleton"
     for seed in range(5):
         for arm, half in (("plain", 100.0), ("aligned", 50.0), ("recipe", 60.0)):
-            make_run(out, arm, seed, saturating(half + seed), settings={"data.condition": "skeleton"})
+            fidelity = 0.9 if arm == "aligned" else 0.8
+            make_run(
+                out, arm, seed, saturating(half + seed), settings={"data.condition": "skeleton"}, fidelity=fidelity
+            )
     asked = []
 
     def run(command, **options):
@@ -99,6 +102,14 @@ def test_a_row_per_arm_with_the_command_that_makes_it(trained):
     over = aligned["over_recipe"]["steps"]["0.95"]
     assert 1.1 < over["low"] < over["high"] < 1.3 and recipe["over_recipe"] is None
     assert plain["over_recipe"]["steps"]["0.95"]["high"] < 1
+    differences = [
+        aligned["final_gain"]["value"] - recipe["final_gain"]["value"],
+        aligned["fidelity"]["value"] - recipe["fidelity"]["value"],
+    ]
+    told = [aligned["over_recipe"]["final_gain"], aligned["over_recipe"]["fidelities"]["edges"]]
+    assert [each["value"] for each in told] == pytest.approx(differences)
+    assert differences[0] > 0 and differences[1] > 0.09
+    assert aligned["decoder_r2"]["value"] == pytest.approx(0.05) and plain["decoder_r2"] is None
     assert "data.condition=skeleton train.steps=1500" in aligned["command"]
 
 
@@ -154,7 +165,9 @@ def test_the_page_has_the_newest_row_of_each(trained, page):
     assert f"{value['value']:.2f}<br>[{value['low']:.2f}, {value['high']:.2f}]" in line
     over = [only["rows"][1]["over_recipe"][axis]["0.95"] for axis in ("steps", "seconds")]
     cells = [f"{each['value']:.2f}<br>[{each['low']:.2f}, {each['high']:.2f}]" for each in over]
-    assert f"| {' | '.join(cells)} |" in line
+    gain = only["rows"][1]["over_recipe"]["final_gain"]
+    cells.append(f"{gain['value']:+.4f}<br>[{gain['low']:+.4f}, {gain['high']:+.4f}]")
+    assert f"| {' | '.join(cells)} |" in line and "| 0.050<br>[0.050, 0.050] |" in line
 
 
 def test_a_comparison_of_other_settings_has_a_name(trained, evidence, page, tmp_path, monkeypatch, capsys):
@@ -311,9 +324,20 @@ def test_what_of_strokes_comes_in_is_as_recorded(evidence, model, start):
     )
 
 
-def test_the_page_is_up_to_date(page):
-    text = page.TARGET.read_text("utf-8")
-    assert page.BEGIN in text and page.BEGIN + page.tables() + page.END in text
+def test_the_pages_are_up_to_date(page):
+    """Every figure of the preset in the README and in the evidence's first table is of a result that is there."""
+    for file, parts in page.parts().items():
+        text = file.read_text("utf-8")
+        for begin, made, end in parts:
+            assert begin + made + end in text, f"{file.name}: python docs/make_evidence.py"
+
+
+def test_a_page_without_the_marks_is_no_page(page):
+    with pytest.raises(ValueError, match="no '<a>' before '<b>'"):
+        page.marked_page.filled("text<b>", "<a>", "made", "<b>")
+    with pytest.raises(ValueError, match="no '<a>'"):
+        page.marked_page.filled("<b>text<a>", "<a>", "made", "<b>")
+    assert page.marked_page.filled("1<a>2<b>3", "<a>", "made", "<b>") == "1<a>made<b>3"
 
 
 @pytest.mark.parametrize("model", ["tiny-sd", "tiny-sd3", "tiny-svd"])

@@ -34,6 +34,8 @@ def test_the_figures_are_those_of_the_curves(reported):
     beside = arms["lisa"]["fidelity"]["metrics"]["flicker"]
     assert (beside["value"], beside["without"], beside["unit"], beside["higher_is_better"]) == (0.25, 0.9, "F1", False)
     assert arms["lisa"]["peak_memory_mb"]["value"] == 1000 and arms["lisa"]["settings"] == {"align.enabled": True}
+    assert arms["lisa"]["decoder_r2"]["value"] == 0.05 and arms["lisa"]["per_seed"]["0"]["decoder_r2"] == 0.05
+    assert arms["plain"]["decoder_r2"] is None and arms["plain"]["per_seed"]["0"]["decoder_r2"] is None
     # The gap is at 10% of 0.4 where 1 - 2^(-s / half) is 0.1: at 0.152 half, read every 10 steps.
     assert arms["plain"]["onset"]["per_seed"] == [20, 20, 20, 20, 20]
     needed = arms["plain"]["per_seed"]["0"]["steps_to"]["0.5"]

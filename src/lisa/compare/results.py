@@ -95,6 +95,7 @@ def _row(comparison: Comparison, arm: str, level: Plateau | None) -> dict[str, A
         "onset": _onset(runs, level),
         "final_gain": _mean(finished, final_gain),
         "condition_gap": _mean(finished, final_gap),
+        "decoder_r2": _mean(finished, final_decoder_r2),
         "fidelity": next(iter(fidelities.values()), None),
         "fidelities": fidelities,
         "seconds_per_step": _mean(runs, lambda run: run.seconds_per_step),
@@ -133,6 +134,11 @@ def final_gain(run: Run) -> float:
 def final_gap(run: Run) -> float:
     """Condition gap at the end."""
     return _number((run.summary.get("condition_gap") or {}).get("value"))
+
+
+def final_decoder_r2(run: Run) -> float:
+    """R2 of the likelihood score that the decoder reads, at the end; nan of a run that does not align."""
+    return _number((run.summary.get("decoder_r2") or {}).get("value"))
 
 
 def peak_memory(run: Run) -> float:
@@ -204,6 +210,7 @@ def _of_seed(run: Run, level: Plateau | None) -> dict[str, Any]:
         "onset": _finite(onset_step(run, level).amount) if level is not None and known else None,
         "final_gain": _finite(final_gain(run)),
         "condition_gap": _finite(final_gap(run)),
+        "decoder_r2": _finite(final_decoder_r2(run)),
         "fidelities": {name: _finite(final_fidelity(name)(run)) for name in _conditions({run.seed: run})},
         "seconds_per_step": _finite(run.seconds_per_step),
         "peak_memory_mb": _finite(peak_memory(run)),

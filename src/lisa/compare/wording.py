@@ -120,7 +120,7 @@ def verdict(row: Row, summary: Mapping[str, Any]) -> str:
         return "Nothing can be said about its speed yet."
     in_steps, in_time = (row["speedups"][axis][str(summary["levels"][0])] for axis in ("steps", "seconds"))
     goal = f"{share} of {base}'s plateau"
-    found = f"{_plainly(speed(in_steps, base))} in steps, {_plainly(speed(in_time, base))} in training time."
+    found = f"{plainly(speed(in_steps, base))} in steps, {plainly(speed(in_time, base))} in training time."
     first = f"{_sooner(in_steps, in_time, goal)}: speed-up {found}"
     if len(in_steps["never"]) == len(in_steps["seeds"]):
         first = f"It never reaches {goal}."
@@ -132,7 +132,7 @@ def verdict(row: Row, summary: Mapping[str, Any]) -> str:
     if gain is None or gain["value"] is None:
         return first
     return (
-        f"{first} Control gain at the end, against {base}: {_plainly(interval(gain, 3, signed=True))}{_differs(gain)}."
+        f"{first} Control gain at the end, against {base}: {plainly(interval(gain, 3, signed=True))}{_differs(gain)}."
     )
 
 
@@ -165,6 +165,7 @@ def _differs(value: Mapping[str, Any]) -> str:
     return ", better" if low > 0 else ", worse" if high < 0 else ", no difference that these seeds can tell"
 
 
-def _plainly(cell: Cell) -> str:
+def plainly(cell: Cell) -> str:
+    """A cell in a line: ``0.312 [0.287, 0.340]``, ``≥ 2.70 (none below 2.28)``."""
     value, beneath = cell
     return f"{value} {beneath}" if beneath.startswith("[") else f"{value} ({beneath})" if beneath else value
