@@ -65,6 +65,27 @@ def test_on_the_command_line_it_lies_on_top_of_the_file_and_what_stands_before(t
     assert settings(None, "preset=strong") == settings(file, "preset='strong'") == (0.7, 9, 3.0)
 
 
+@pytest.mark.parametrize("given", [("preset=sooner", "align.weight=0.5"), ("align.weight=0.5", "preset='sooner'")])
+def test_what_a_preset_that_does_not_align_would_ignore_is_refused(given):
+    message = "align.weight=0.5 would do nothing, because the preset 'sooner' does not align"
+    with pytest.raises(LisaError, match=message):
+        settings(None, *given)
+    with pytest.raises(LisaError, match=message):
+        parse_arms([f"mine:{';'.join(given)}"])
+    for said in ("true", "false"):  # false: --plain
+        assert settings(None, *given, f"align.enabled={said}")[0] == 0.5
+        assert parse_arms([f"mine:{';'.join(given)};align.enabled={said}"])
+    assert parse_arms(["mine:preset=sooner;lisa;align.weight=0.5"])
+    assert settings(None, "preset=strong", "align.weight=0.5")[0] == 0.5, "a preset that says nothing of it"
+
+
+def test_of_a_file_alignment_is_set_aside_by_the_preset_without_a_word(tmp_path):
+    """Its settings may be for other trainings."""
+    file = tmp_path / "a.yaml"
+    file.write_text("align: {weight: 0.3}\n")
+    assert settings(file, "preset=sooner")[0] == 0.3
+
+
 def test_an_arms_preset_lies_on_top_of_what_all_arms_have(tmp_path):
     """And what the arm says after it on top of that."""
     arms = parse_arms(["plain", "recipe:preset=strong", "tuned:preset=strong;align.warmup=1"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lisa.common.errors import LisaError
 
 #: Name -> sections of settings. docs/evidence.md says where each was found, and what it is worth.
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -22,6 +24,22 @@ def settings_of(name: Any) -> dict[str, dict[str, Any]]:
     """The settings of a preset; none for what is not the name of one, which the configuration's check refuses."""
     found = PRESETS.get(name, {}) if isinstance(name, str) else {}
     return {section: dict(values) for section, values in found.items()}
+
+
+def refuse_idle(overrides: Sequence[str]) -> None:
+    """Refuse settings of the alignment beside a preset that does not align, where nothing says whether to.
+
+    Raises:
+        LisaError: such as for ``preset=sooner align.weight=0.5``, whose weight would do nothing.
+    """
+    values = {name.strip(): value.strip("'\" ") for name, _, value in (item.partition("=") for item in overrides)}
+    ours = settings_of(values.get("preset")).get("align", {})
+    idle = next((name for name in values if name.startswith("align.")), None)
+    if idle is not None and ours.get("enabled") is False and "align.enabled" not in values:
+        raise LisaError(
+            f"{idle}={values[idle]} would do nothing, because the preset {values['preset']!r} does not align",
+            f"Add align.enabled=true, or leave {idle} out",
+        )
 
 
 def on_top(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
