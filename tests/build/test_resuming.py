@@ -213,6 +213,36 @@ def test_what_was_given_up_is_not_returned_to(finished_run, sd_small, tmp_path, 
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
 
 
+@pytest.mark.parametrize("how", [{"resume": "latest"}, {"overwrite": True}])
+def test_one_training_at_a_time_in_a_folder(finished_run, sd_small, tmp_path, monkeypatch, how):
+    """Another one is refused before it loads a model; what the first has written stays as it is."""
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    with RunFolder(out).locked(), monkeypatch.context() as patch:
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        patch.setattr(runs.lisa.build.training.parts, "build_pair", lambda *_: 1 / 0)
+        with pytest.raises(LisaError, match=r"another process is training in .*run.*Wait until it has"):
+            train(out, sd_small, **how)
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_training_has_its_folder_for_itself_until_it_ends(sd_small, tmp_path, monkeypatch):
+    """However it ends."""
+    out, original, refused = tmp_path / "run", ControlStep.inputs, []
+
+    def inputs(self, batch, step):
+        with pytest.raises(LisaError, match="another process is training"):
+            RunFolder(out).check(overwrite=False, resume=True)
+        refused.append(step)
+        return original(self, batch, step) if step < 1 else 1 / 0
+
+    monkeypatch.setattr(ControlStep, "inputs", inputs)
+    with pytest.raises(ZeroDivisionError):
+        train(out, sd_small)
+    assert refused
+    RunFolder(out).check(overwrite=False, resume=True)
+
+
 def test_starting_anew_where_there_was_no_checkpoint_yet(sd_small, tmp_path, monkeypatch):
     """Killed before its first checkpoint: resume=latest starts anew, and the earlier events do not count."""
     out = tmp_path / "run"

@@ -58,6 +58,31 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(run):
     assert steps(run) == []
 
 
+def test_a_lock_is_no_content(tmp_path):
+    """It lies there from the first moment on, and for good: an empty folder with it is empty."""
+    run = RunFolder(tmp_path / "new" / "run")
+    with run.locked():
+        with pytest.raises(LisaError, match="another process is training"):
+            RunFolder(run.path).check(overwrite=True, resume=False)
+        run.open(overwrite=True, resume=False)
+    RunFolder(run.path).check(overwrite=True, resume=False)
+    with RunFolder(run.path).locked():
+        pass
+
+
+def test_where_files_cannot_be_locked_a_run_goes_on_without(tmp_path, monkeypatch):
+    """As on some network file systems."""
+
+    def acquire(self):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    run = RunFolder(tmp_path / "run")
+    with run.locked():
+        run.open(overwrite=False, resume=False)
+    assert run.exists
+
+
 def test_a_pretraining_is_replaced_whole(run):
     for name in ("stages", "vae", "model"):
         (run.path / name).mkdir()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lisa.build import pretraining, pretraining_stage
 from lisa.build.pretraining import pretrain
 from lisa.common.errors import LisaError
+from lisa.common.runfolder import RunFolder
 from lisa.data.scenes import make_scene
 from lisa.train.pretrain.config import PretrainConfig, TextSettings
 from lisa.train.pretrain.text import make_text_encoder, make_tokenizer
@@ -52,6 +53,11 @@ def test_latents_have_unit_variance_after_the_stored_factor(made):
     with torch.no_grad():
         mean = vae.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
     assert float((mean * vae.config.scaling_factor).std()) == pytest.approx(1, abs=0.1)
+
+
+def test_one_pretraining_at_a_time_in_a_folder(made):
+    with RunFolder(made.parent).locked(), pytest.raises(LisaError, match="another process is training in the run fold"):
+        pretrain(config(made.parent, resume=True))
 
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not(made, tmp_path):

@@ -48,7 +48,13 @@ def pretrain(config: PretrainConfig) -> Path | None:
     video = config.architecture == "svd"
     clips, source = (open_clips(config), None) if video else (None, open_pictures(config))
     given = None if config.vae.init is None else _load_vae(config)
-    run_folder.open(overwrite=config.overwrite, resume=config.resume)
+    with run_folder.locked():
+        run_folder.open(overwrite=config.overwrite, resume=config.resume)
+        return _pretrain(config, run_folder, clips, source, given)
+
+
+def _pretrain(config: PretrainConfig, run_folder: RunFolder, clips: Any, source: Any, given: Any) -> Path | None:
+    """The autoencoder, or the ``given`` one, and the denoiser of its latents."""
     save_settings(config.model_copy(update={"resume": False, "overwrite": False}), run_folder.config)
     data = load_clips(config, clips) if clips is not None else load_pictures(config, source)
     vae = given if given is not None else _train_vae(config, run_folder, data)

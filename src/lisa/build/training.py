@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
@@ -65,7 +66,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
     checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
     parts.check_before_loading(config)
-    with session(config) as accelerator:
+    with session(config) as accelerator, ExitStack() as held:
         check_device(config, accelerator.device)
         data = parts.open_data(config.data, config.seed)
         judged_conditions(config, data)
@@ -74,6 +75,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
         aligner, schedule = parts.build_alignment(config, pair)
         accelerator.wait_for_everyone()  # every process has looked at the folder before one of them changes it
         if accelerator.is_main_process:
+            held.enter_context(run_folder.locked())
             run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
         accelerator.wait_for_everyone()
         begin_tracking(accelerator, config)

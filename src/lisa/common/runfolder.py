@@ -10,6 +10,7 @@
     best/               the same, as it was at the best reading of the fidelity
     summary.json        the figures at the end
     analysis/           what its features encode, once lisa analyse has been asked
+    training.lock       held while a process trains here
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lisa.common.errors import LisaError
 from lisa.common.files import explain_disk_errors
@@ -31,6 +35,7 @@ _MARKS = ("config.yaml", "events.jsonl", "checkpoints", "summary.json")
 _OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker", "analysis")
 #: In a grid of samples, the title of the column that the side network has a part in.
 CONTROLLED = "with control"
+_LOCK = "training.lock"
 _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 
@@ -62,8 +67,13 @@ class RunFolder:
 
         Raises:
             LisaError: a run is already there and neither ``overwrite`` nor ``resume`` was said; a non-empty folder that
-                is no run would be overwritten; or the folder cannot be made or written to.
+                is no run would be overwritten; another process trains there; or the folder cannot be made, or written
+                to.
         """
+        self._check_content(overwrite=overwrite, resume=resume)
+        self._check_free()
+
+    def _check_content(self, *, overwrite: bool, resume: bool) -> None:
         self._check_place()
         if self.exists and not (overwrite or resume):
             raise LisaError(
@@ -71,15 +81,48 @@ class RunFolder:
                 "Continue it with --resume (in Python: resume='latest'), replace it with --overwrite, or name another",
             )
         # Every run has events from its first moment; a lone config.yaml may be anyone's.
-        if overwrite and not self.events.exists() and self.path.is_dir() and any(self.path.iterdir()):
+        if overwrite and not self.events.exists() and self._holds_something():
             raise LisaError(
                 f"{str(self.path)!r} is not empty and is not a run folder, so it is not overwritten",
                 "Name another folder or empty it yourself",
             )
 
+    def _check_free(self) -> None:
+        if (self.path / _LOCK).exists():
+            with self.locked():
+                pass
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Until the block, or this process, ends no other one trains here; the folder is made, if need be.
+
+        Raises:
+            LisaError: another one does already.
+        """
+        with explain_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, blocking=False)
+            try:
+                lock.acquire()
+            except NotImplementedError:
+                pass  # a file system without locks: as good as there were none
+            except Timeout:
+                raise LisaError(
+                    f"another process is training in the run folder {str(self.path)!r}",
+                    "Wait until it has ended, stop it, or name another folder with out=",
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def open(self, *, overwrite: bool, resume: bool) -> None:
-        """:meth:`check`, then make the folder. ``overwrite`` first removes what the earlier run wrote, no more."""
-        self.check(overwrite=overwrite, resume=resume)
+        """Make the folder, inside of :meth:`locked`; ``overwrite`` first removes what the earlier run wrote, no more.
+
+        Raises:
+            LisaError: as :meth:`check`, but for another process, which the lock keeps away.
+        """
+        self._check_content(overwrite=overwrite, resume=resume)
         with explain_disk_errors(self.path):
             if overwrite and self.exists:
                 pretrained = (self.path / _PRETRAINING).is_dir()
@@ -121,6 +164,9 @@ class RunFolder:
                     kept = [earlier for earlier in kept if _survives(earlier, event)]
                 kept.append(event)
         return iter([event for event in kept if kind is None or event["kind"] == kind])
+
+    def _holds_something(self) -> bool:
+        return self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir())
 
     def _check_place(self) -> None:
         """The folder, or what it would be made in, is a folder that may be written to."""
