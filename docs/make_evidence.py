@@ -21,8 +21,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- tables: docs/make_evidence.py -->\n", "<!-- end of tables -->"
 SHORT, SHORT_END = "<!-- in short: docs/make_evidence.py -->\n", "<!-- end of in short -->"
 ORDER = ("edges", "segmentation", "skeleton", "lowres")
-#: Name of the comparisons that go on from the usual ones to where plain training levels off.
-LONG = "long"
+#: Names of the comparisons that stand beside the usual ones: more steps, and these at half the learning rate or less,
+#: which is plain training's best over so many.
+SHOWN = (None, "long", "long-lower")
 #: The arm of the trainer's preset.
 RECIPE = "recipe"
 
@@ -62,26 +63,27 @@ def row(of: dict[str, Any], base: str) -> str:
     return f"| {of['arm']} | {' | '.join(cell(each) for each in (*speeds, *ends))} | {costs} | {settings} |"
 
 
-def of_the_preset(kinds: Sequence[str | None]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Comparisons of these names, each with the row of its arm ``recipe``; of other settings there are none."""
+def of_the_preset() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The comparisons that are shown, each with the row of its arm ``recipe``."""
     found = [(of, row) for of in results("evidence") for row in of["rows"] if row["arm"] == RECIPE]
-    return [(of, row) for of, row in found if of.get("name") in kinds]
+    return [(of, row) for of, row in found if of.get("name") in SHOWN]
 
 
 def short() -> str:
     """The preset against the baseline, a line per comparison: in short."""
     lines = [
-        "| model, condition | steps | to 95% of plain's level, in steps | in training time | to 50%, in steps "
+        "| model, condition | steps | learning rate | to 95% of plain's level, in steps | in training time | to 50%, in steps "
         "| control gain, difference | fidelity, difference | plain gains in its last fifth |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---" * 9 + "|",
     ]
-    for of, row in of_the_preset((None, LONG)):
+    for of, row in of_the_preset():
         base, against = of["baseline"], row["against_baseline"]
         speeds = [("steps", "0.95"), ("seconds", "0.95"), ("steps", "0.5")]
         fidelity = cell(wording.interval(against["fidelities"].get(of["condition"]), signed=True))
         cells = [
             f"{of['model']}, {of['condition']}",
-            str(row["steps"]),
+            f"{row['steps']:,}",
+            f"{of['settings']['train.learning_rate']:g}",
             *[cell(wording.speed_of(row, axis, share, base)) for axis, share in speeds],
             cell(wording.interval(against["final_gain"], signed=True)),
             f"{row['fidelity']['metric']} {fidelity}",
@@ -92,17 +94,19 @@ def short() -> str:
 
 
 def door() -> str:
-    """What of it the README shows: steps to 95% of the baseline's level, models against conditions."""
-    found = {
-        (of["model"], f"{of['condition']}, {row['steps']:,} steps"): wording.plainly(
-            wording.speed_of(row, "steps", "0.95", of["baseline"])
-        )
-        for of, row in of_the_preset((None, LONG))
-    }
-    models, conditions = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
-    lines = [f"| | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
-    for model in models:
-        lines.append(f"| {model} | {' | '.join(found.get((model, name), '') for name in conditions)} |")
+    """What of it the README shows: sooner in steps, by condition and model; of several rates that best for plain."""
+    found: dict[tuple[str, str], dict[int, tuple[float, str]]] = {}
+    for of, row in of_the_preset():
+        (plain,) = (each["final_gain"]["value"] for each in of["rows"] if each["arm"] == of["baseline"])
+        told = wording.plainly(wording.speed_of(row, "steps", "0.95", of["baseline"]))
+        by_steps = found.setdefault((of["model"], of["condition"]), {})
+        before = by_steps.get(row["steps"], (plain, ""))
+        by_steps[row["steps"]] = max(before, (plain, f"{row['steps']:,} steps: {told}"))
+    models = list(dict.fromkeys(model for model, _ in found))
+    lines = [f"| | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
+    for condition in ORDER:
+        cells = [found.get((model, condition), {}) for model in models]
+        lines.append(f"| {condition} | {' | '.join(cell([of[at][1] for at in sorted(of)]) for of in cells)} |")
     return "\n".join(lines) + "\n"
 
 
