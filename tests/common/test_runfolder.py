@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,14 +74,28 @@ def test_a_lock_is_no_content(tmp_path):
 def test_where_files_cannot_be_locked_a_run_goes_on_without(tmp_path, monkeypatch):
     """As on some network file systems."""
 
-    def acquire(self):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+    def refuse(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    refuse(errno.ENOLCK)
     run = RunFolder(tmp_path / "run")
     with run.locked():
         run.open(overwrite=False, resume=False)
     assert run.exists
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"), run.locked():
+        pass
+
+
+def test_looking_whether_a_folder_is_free_is_in_nobodys_way(run):
+    """Every process of a training looks, and so may comparisons beside it."""
+    with run.locked():
+        pass  # the lock is there from now on
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: RunFolder(run.path).check(overwrite=False, resume=True), range(200)))
 
 
 def test_a_pretraining_is_replaced_whole(run):

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from lisa.build import pretraining, pretraining_stage
 from lisa.build.pretraining import pretrain
 from lisa.common.errors import LisaError
-from lisa.common.runfolder import RunFolder
 from lisa.data.scenes import make_scene
 from lisa.train.pretrain.config import PretrainConfig, TextSettings
 from lisa.train.pretrain.text import make_text_encoder, make_tokenizer
@@ -55,9 +54,18 @@ def test_latents_have_unit_variance_after_the_stored_factor(made):
     assert float((mean * vae.config.scaling_factor).std()) == pytest.approx(1, abs=0.1)
 
 
-def test_one_pretraining_at_a_time_in_a_folder(made):
-    with RunFolder(made.parent).locked(), pytest.raises(LisaError, match="another process is training in the run fold"):
-        pretrain(config(made.parent, resume=True))
+def test_one_pretraining_at_a_time_in_a_folder(tmp_path, monkeypatch):
+    """Another one is refused at once, as long as the first goes on."""
+    refused = []
+
+    def stage(*_, **__):
+        with pytest.raises(LisaError, match="another process is training in the run folder"):
+            pretrain(config(tmp_path / "run", resume=True))
+        refused.append(True)
+        return None
+
+    monkeypatch.setattr(pretraining, "_train_vae", stage)
+    assert pretrain(config(tmp_path / "run")) is None and refused
 
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not(made, tmp_path):

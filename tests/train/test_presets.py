@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 from lisa.build.arms import parse_arms
 from lisa.build.comparing import make_plan
+from lisa.cli.app import app
 from lisa.common.errors import LisaError
 from lisa.train.config import TrainConfig
-from lisa.train.presets import PRESETS, on_top
+from lisa.train.presets import PRESETS, on_top, refuse_idle
 from lisa.train.pretrain.config import PretrainConfig
 from lisa.train.quickstart import QUICKSTART_MODELS, quickstart_config
 from lisa.train.settings import check_settings, load_settings, save_settings
@@ -65,18 +67,47 @@ def test_on_the_command_line_it_lies_on_top_of_the_file_and_what_stands_before(t
     assert settings(None, "preset=strong") == settings(file, "preset='strong'") == (0.7, 9, 3.0)
 
 
-@pytest.mark.parametrize("given", [("preset=sooner", "align.weight=0.5"), ("align.weight=0.5", "preset='sooner'")])
-def test_what_a_preset_that_does_not_align_would_ignore_is_refused(given):
-    message = "align.weight=0.5 would do nothing, because the preset 'sooner' does not align"
+IDLE = [
+    ["preset=sooner", "align.weight=0.5"],
+    ["align.weight=0.5", "preset=sooner"],
+    ["align.enabled=true", "preset=sooner", "align.weight=0.5"],
+]
+
+
+@pytest.mark.parametrize("given", IDLE)
+def test_what_a_preset_that_does_not_align_would_ignore_is_refused(given, tmp_path):
+    first = next(item for item in given if item.startswith("align."))
+    message = f"{first} would do nothing, because the preset 'sooner' does not align"
     with pytest.raises(LisaError, match=message):
-        settings(None, *given)
-    with pytest.raises(LisaError, match=message):
-        parse_arms([f"mine:{';'.join(given)}"])
-    for said in ("true", "false"):  # false: --plain
-        assert settings(None, *given, f"align.enabled={said}")[0] == 0.5
-        assert parse_arms([f"mine:{';'.join(given)};align.enabled={said}"])
-    assert parse_arms(["mine:preset=sooner;lisa;align.weight=0.5"])
-    assert settings(None, "preset=strong", "align.weight=0.5")[0] == 0.5, "a preset that says nothing of it"
+        refuse_idle(given, "sooner")
+    with pytest.raises(LisaError, match=f"arm mine: {message}"):
+        make_plan(None, [], parse_arms([f"mine:{';'.join(given)}"]), [0], tmp_path)
+    failed = CliRunner().invoke(app, ["train", *given, f"out={tmp_path / 'run'}"])
+    assert isinstance(failed.exception, LisaError) and message in failed.exception.problem
+
+
+def test_a_preset_of_the_file_or_of_all_arms_is_refused_alike(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("preset: sooner\n")
+    arms = parse_arms(["mine:align.weight=0.5"])
+    for place, common in ((file, []), (None, ["preset=sooner"])):
+        with pytest.raises(LisaError, match="would do nothing"):
+            make_plan(place, common, arms, [0], tmp_path)
+
+
+def test_who_says_whether_to_align_may_set_the_rest(tmp_path):
+    for said in ("align.enabled=true", "align.enabled=false"):  # false: --plain
+        refuse_idle([*IDLE[0], said], "sooner")
+    refuse_idle(["align.enabled=false", "preset=sooner"], "sooner")
+    for preset in ("strong", None):  # one that says nothing of it; none
+        refuse_idle(["align.weight=0.5"], preset)
+    arms = parse_arms(["mine:preset=sooner;lisa;align.weight=0.5", "weak:lisa", "plain"])
+    configs = make_plan(None, ["preset=sooner", "align.weight=0.3"], arms, [0], tmp_path).configs
+    assert {arm: (c.align.enabled, c.align.weight) for (arm, _), c in configs.items()} == {
+        "mine": (True, 0.5),
+        "weak": (True, 0.3),
+        "plain": (False, 0.3),
+    }
 
 
 def test_of_a_file_alignment_is_set_aside_by_the_preset_without_a_word(tmp_path):

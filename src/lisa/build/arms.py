@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from lisa.common.errors import LisaError, choose, nearest
 from lisa.compare.aligned import shared_by_arms
-from lisa.train.presets import refuse_idle, settings_of
+from lisa.train.presets import settings_of
 from lisa.train.settings import flat, split_override
 
 _ALIGNED = "align.enabled=true"
@@ -83,8 +83,7 @@ def parse_arms(texts: Sequence[str]) -> list[Arm]:
     An item may hold several arms between commas, outside of brackets.
 
     Raises:
-        LisaError: an arm is unknown, sets what must be the same in all arms or what does nothing beside its preset, or
-            stands there twice; or there is none.
+        LisaError: an arm is unknown, sets what must be the same in all arms, or stands there twice; or there is none.
     """
     arms = [_parse(text.strip()) for item in texts for text in _split(item) if text.strip()]
     if not arms:
@@ -141,7 +140,6 @@ def _parse(text: str) -> Arm:
             known = _named(part, text)
             overrides += known.overrides
             layers = known.layers or layers
-    refuse_idle(overrides)
     return Arm(name, tuple(overrides), layers)
 
 

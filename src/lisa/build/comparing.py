@@ -28,6 +28,7 @@ from lisa.compare.runs import read_run
 from lisa.pairs import Pair
 from lisa.train.config import TrainConfig
 from lisa.train.interrupt import StopRequest
+from lisa.train.presets import refuse_idle
 from lisa.train.settings import changed_settings, check_settings, merge, save_settings
 
 #: Trains the configuration in a file and returns the exit code of ``lisa train``; asked to stop, it does so soon.
@@ -76,6 +77,8 @@ def make_plan(
         try:
             raw = merge(file, [*overrides, *arm.resolved(lambda: networks.layers(common))])
             config = check_settings(TrainConfig, raw)
+            if not config.align.enabled:
+                refuse_idle(arm.overrides, config.preset)
         except LisaError as error:
             raise LisaError(f"arm {arm.name}: {error.problem}", error.remedy, error.choices) from None
         data = config.data.model_copy(update={"cache_dir": config.data.cache_dir or out / "cache"})
@@ -226,9 +229,10 @@ class _Networks:
 def _check_arms(waiting: Sequence[TrainConfig]) -> None:
     """Whatever a training would refuse at its start is refused now, for every arm, before the first one begins."""
     parts.open_data(waiting[0].data, waiting[0].seed)
+    for config in waiting:
+        RunFolder(config.out).check(overwrite=False, resume=True)
     networks = _Networks()
     for config in {config.out.parent.name: config for config in waiting}.values():
-        RunFolder(config.out).check(overwrite=False, resume=True)
         try:
             parts.check_before_loading(config)
             aligner, _ = parts.build_alignment(config, networks.of(config))

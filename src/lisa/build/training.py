@@ -64,7 +64,8 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
     started = time.monotonic()
     run_folder = RunFolder(config.out)
     run_folder.check(overwrite=config.overwrite, resume=config.resume is not None)
-    checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
+    if config.resume is not None:
+        find_checkpoint(run_folder, config.resume)  # refused before any long work, if there is none
     parts.check_before_loading(config)
     with session(config) as accelerator, ExitStack() as held:
         check_device(config, accelerator.device)
@@ -78,6 +79,8 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path, *, quiet: bool =
             held.enter_context(run_folder.locked())
             run_folder.open(overwrite=config.overwrite, resume=config.resume is not None)
         accelerator.wait_for_everyone()
+        # Now that no other training goes on here, which might have left a later one.
+        checkpoint = find_checkpoint(run_folder, config.resume) if config.resume is not None else None
         begin_tracking(accelerator, config)
         built = _assemble(config, run_folder, accelerator, pair, aligner, schedule, data, checkpoint is None, quiet)
         if checkpoint is not None:

@@ -23,11 +23,14 @@ def train(
     from lisa.cli.common import interrupted, is_main_process, print_json, quiet_libraries, split_arguments
     from lisa.cli.report import print_summary
     from lisa.train.config import TrainConfig
+    from lisa.train.presets import refuse_idle
     from lisa.train.settings import load_settings
 
     file, settings = split_arguments(config, overrides)
     settings += [f"{name}={value}" for name, value, said in _flags(resume, overwrite, plain) if said]
     checked = load_settings(TrainConfig, file, settings)
+    if not checked.align.enabled:
+        refuse_idle(settings, checked.preset)
     quiet_libraries()
     from lisa.build.training import train as run
 

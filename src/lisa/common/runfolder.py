@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -36,6 +37,10 @@ _OWN = (*_MARKS, "samples", "side_network", "best", "cache", "tracker", "analysi
 #: In a grid of samples, the title of the column that the side network has a part in.
 CONTROLLED = "with control"
 _LOCK = "training.lock"
+#: Seconds.
+_PATIENCE = 2.0
+#: A file system without locks, as some network ones are: a run goes on without.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _PRETRAINING = "stages"
 _OWN_PRETRAINING = (_PRETRAINING, "vae", "model")
 
@@ -101,16 +106,19 @@ class RunFolder:
         """
         with explain_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK, blocking=False)
+            lock = FileLock(self.path / _LOCK)
             try:
-                lock.acquire()
-            except NotImplementedError:
-                pass  # a file system without locks: as good as there were none
+                # Others may be looking whether it is free, for a moment.
+                lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
             except Timeout:
                 raise LisaError(
                     f"another process is training in the run folder {str(self.path)!r}",
-                    "Wait until it has ended, stop it, or name another folder with out=",
+                    "Wait until it has ended, stop it, or name another folder with out=. "
+                    f"If there is none, delete {_LOCK} there",
                 ) from None
+            except (NotImplementedError, OSError) as error:
+                if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+                    raise
         try:
             yield
         finally:

@@ -187,7 +187,8 @@ class TrainConfig(Settings):
     preset: str | None = Field(
         None,
         description=f"Named settings ({', '.join(PRESETS)}). In a file they lie beneath its other settings; on the "
-        "command line on top of the file's and of what stands before them.",
+        "command line on top of the file's and of what stands before them. Beside one that does not align, settings of "
+        "the alignment need align.enabled=true after it.",
     )
     model: ModelSettings = Field(default_factory=ModelSettings, description="Main network.")
     side: SideSettings = Field(default_factory=SideSettings, description="Side network.")

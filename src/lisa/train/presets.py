@@ -26,19 +26,23 @@ def settings_of(name: Any) -> dict[str, dict[str, Any]]:
     return {section: dict(values) for section, values in found.items()}
 
 
-def refuse_idle(overrides: Sequence[str]) -> None:
-    """Refuse settings of the alignment beside a preset that does not align, where nothing says whether to.
+def refuse_idle(overrides: Sequence[str], preset: str | None) -> None:
+    """Refuse settings of the alignment that a preset leaves without an effect, where nothing says whether to align.
+
+    Args:
+        overrides: ``key=value``, from left to right, of a configuration that does not align.
+        preset: its preset, from wherever it is.
 
     Raises:
         LisaError: such as for ``preset=sooner align.weight=0.5``, whose weight would do nothing.
     """
-    values = {name.strip(): value.strip("'\" ") for name, _, value in (item.partition("=") for item in overrides)}
-    ours = settings_of(values.get("preset")).get("align", {})
-    idle = next((name for name in values if name.startswith("align.")), None)
-    if idle is not None and ours.get("enabled") is False and "align.enabled" not in values:
+    names = [item.partition("=")[0].strip() for item in overrides]
+    on_top = names[len(names) - names[::-1].index("preset") :] if "preset" in names else names
+    idle = [item for item in overrides if item.strip().startswith("align.") and item != "align.enabled=false"]
+    if idle and "align.enabled" not in on_top and settings_of(preset).get("align", {}).get("enabled") is False:
         raise LisaError(
-            f"{idle}={values[idle]} would do nothing, because the preset {values['preset']!r} does not align",
-            f"Add align.enabled=true, or leave {idle} out",
+            f"{idle[0]} would do nothing, because the preset {preset!r} does not align",
+            "Add align.enabled=true after the preset, or leave it out",
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lisa.common.errors import LisaError, nearest
 from lisa.common.mappings import flat
-from lisa.train.presets import refuse_idle, settings_of
+from lisa.train.presets import settings_of
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -38,13 +38,9 @@ def load_settings(model: type[Model], file: str | Path | None = None, overrides:
 
     Raises:
         LisaError: the file is missing or not YAML, an override has no ``=``, or any key or value is wrong; all wrong
-            keys and values are in the one message. Or a preset leaves one of the overrides without an effect.
+            keys and values are in the one message.
     """
-    presets = "preset" in model.model_fields
-    merged = merge(file, overrides, presets=presets)
-    if presets:
-        refuse_idle(overrides)
-    return check_settings(model, merged)
+    return check_settings(model, merge(file, overrides, presets="preset" in model.model_fields))
 
 
 def merge(file: str | Path | None, overrides: Sequence[str], *, presets: bool = True) -> dict[str, Any]:
