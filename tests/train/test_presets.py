@@ -40,7 +40,7 @@ def test_the_quickstart_aligned_and_as_the_baseline(tmp_path):
         0.1,
     )
     assert (plain.side.condition_init, plain.align.active, plain.preset) == ("default", False, None)
-    with pytest.raises(LisaError, match="plain and aligned"):
+    with pytest.raises(LisaError, match="the quickstart cannot be plain and aligned"):
         quickstart_config(out=tmp_path, plain=True, aligned=True)
 
 

@@ -37,9 +37,9 @@ def refuse_idle(overrides: Sequence[str], preset: str | None) -> None:
         LisaError: such as for ``preset=sooner align.weight=0.5``, whose weight would do nothing.
     """
     names = [item.partition("=")[0].strip() for item in overrides]
-    on_top = names[len(names) - names[::-1].index("preset") :] if "preset" in names else names
+    after = names[len(names) - names[::-1].index("preset") :] if "preset" in names else names
     idle = [item for item in overrides if item.strip().startswith("align.") and item != "align.enabled=false"]
-    if idle and "align.enabled" not in on_top and settings_of(preset).get("align", {}).get("enabled") is False:
+    if idle and "align.enabled" not in after and settings_of(preset).get("align", {}).get("enabled") is False:
         raise LisaError(
             f"{idle[0]} would do nothing, because the preset {preset!r} does not align",
             "Add align.enabled=true after the preset, or leave it out",
